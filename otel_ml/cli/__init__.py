@@ -1,0 +1,1 @@
+"""`otel-ml`: one file a command."""

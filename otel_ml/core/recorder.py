@@ -1,0 +1,247 @@
+"""What hooks write to: one bounded, flat list a thread, read by the drain.
+
+An event is five slots in a row: `code, start, end, a, b`. Flat numbers, not objects:
+surviving objects would bring full garbage collections over the program's heap. `extend`
+of a tuple and the drain's slice are each one step under the GIL, so neither side locks.
+
+The recorder also keeps the *online step counter*: which step this thread is in right
+now, for the spans and logs that user code makes before the drain has seen anything. The
+drain's tracker is the truth; `tests/core/test_recorder.py` shows that they agree from
+the third round on.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "BACKWARD",
+    "BUILD",
+    "CHECKPOINT",
+    "CLIP",
+    "CLOSED",
+    "COMPILE",
+    "DONE",
+    "FETCH",
+    "FETCH_END",
+    "FORWARD",
+    "FORWARD_NOGRAD",
+    "OPEN",
+    "OPTIMIZER_WORK",
+    "SCALER",
+    "STEP",
+    "TURNED",
+    "WIDTH",
+    "ZERO_GRAD",
+    "Recorder",
+    "Recorders",
+]
+
+WIDTH = 5
+
+# code            a                          b
+FETCH = 1  #      samples or -1              tokens or -1
+FETCH_END = 2  #  -                          -
+FORWARD = 3  #    root's index               samples | tokens << 32, or -1
+FORWARD_NOGRAD = 4  #  as FORWARD
+BACKWARD = 5  #   loss as float, or None     -
+ZERO_GRAD = 6  #  optimizer's index          -
+STEP = 7  #       optimizer's index          learning rates: float, tuple or None
+SCALER = 8  #     optimizer's index          scale as float, or None
+CLIP = 9  #       norm as float, or None     -
+OPTIMIZER_WORK = 10  #  time of the optimizer phase that means nothing more
+BUILD = 11  #     an optimizer was constructed: its index
+COMPILE = 12  #   payload dict               -
+CHECKPOINT = 13  #  payload dict             -
+
+# Where the online counter stands.
+CLOSED = 0  # no step
+OPEN = 1  # a step, no turn yet
+TURNED = 2  # a turn was taken, the round is not complete
+DONE = 3  # the round is complete: the next event closes the step
+
+
+class Recorder:
+    """One thread's events and its online step counter."""
+
+    __slots__ = (
+        "__weakref__",
+        "alive",
+        "buffer",
+        "dropped",
+        "expected",
+        "extend",
+        "ident",
+        "limit",
+        "merged_from",
+        "name",
+        "number",
+        "ordinal",
+        "seen",
+        "state",
+        "taken",
+        "tracker",
+    )
+
+    def __init__(self, limit: int) -> None:
+        self.buffer: list[Any] = []
+        self.extend: Callable[[tuple[Any, ...]], None] = self.buffer.extend
+        self.limit = limit * WIDTH
+        self.dropped = 0
+        self.taken = 0
+        self.ident = threading.get_ident()
+        self.name = threading.current_thread().name
+        self.alive = True
+        self.ordinal = 0
+        self.tracker: Any = None
+        self.number = 0
+        self.state = CLOSED
+        self.seen: set[int] = set()
+        self.expected: set[int] = set()
+        self.merged_from: set[int] | None = None
+
+    def record(self, code: int, start: int, end: int, a: object = None, b: object = None) -> None:
+        """Append one event, or count it as dropped when the recorder is full."""
+        if len(self.buffer) < self.limit:
+            self.extend((code, start, end, a, b))
+        else:
+            self.dropped += 1
+
+    def take(self) -> list[Any]:
+        """Everything recorded since the last call, flat; called by the drain only."""
+        buffer = self.buffer
+        count = len(buffer)
+        chunk = buffer[:count]
+        del buffer[:count]
+        self.taken += count // WIDTH
+        return chunk
+
+    # --- the online step counter -----------------------------------------------------
+
+    def fetching(self) -> int:
+        """A batch fetch begins: closes a step that had a turn, opens the next. Returns the state before."""
+        before = self.state
+        if before >= TURNED:
+            self._close(by_candidate=False)
+        self.state = OPEN
+        return before
+
+    def exhausted(self, before: int) -> None:
+        """The fetch found the iterator's end: it opened nothing."""
+        if before != OPEN:
+            self.state = CLOSED
+
+    def edge(self) -> None:
+        """Something that is never in a step begins: closes a step that had a turn, opens none."""
+        if self.state >= TURNED:
+            self._close(by_candidate=False)
+            self.state = CLOSED
+
+    def candidate(self) -> None:
+        """A root forward with grad, zero_grad or backward begins: closes a complete round, opens a step."""
+        if self.state == DONE:
+            self._close(by_candidate=True)
+            self.state = OPEN
+        elif self.state == CLOSED:
+            self.state = OPEN
+
+    def turn(self, optimizer: int) -> None:
+        """An optimizer has taken its turn."""
+        if not self.seen and self.merged_from is not None and optimizer not in self.merged_from:
+            self.number -= 1
+            self.seen = self.merged_from
+        elif optimizer in self.seen:
+            self._close(by_candidate=False)
+        self.merged_from = None
+        self.seen.add(optimizer)
+        self.state = DONE if self.seen >= self.expected else TURNED
+
+    def _close(self, *, by_candidate: bool) -> None:
+        self.number += 1
+        self.expected = self.seen
+        self.merged_from = self.seen if by_candidate else None
+        self.seen = set()
+
+
+class Recorders:
+    """Every thread's recorder; `local.recorder` is this thread's."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.local = threading.local()
+        self.all: list[Recorder] = []
+        self._lock = threading.Lock()
+        self.made = 0
+        self.main: Recorder | None = None
+        self.gone = (0, 0)  # what the recorders of ended threads had counted
+
+    def mine(self) -> Recorder:
+        """This thread's recorder, made at its first event."""
+        try:
+            return self.local.recorder  # type: ignore[no-any-return]
+        except AttributeError:
+            return self._make()
+
+    def _make(self) -> Recorder:
+        recorder = Recorder(self.limit)
+        token = _Token()
+        weakref.finalize(token, _retire, recorder).atexit = False
+        self.local.recorder = recorder
+        self.local.token = token
+        with self._lock:
+            recorder.ordinal = self.made
+            self.made += 1
+            self.all.append(recorder)
+        return recorder
+
+    def live(self) -> Recorder | None:
+        """The recorder whose step the calling thread is in: its own if it trains, else the first that did."""
+        mine: Recorder | None = getattr(self.local, "recorder", None)
+        if mine is not None and (mine.number or mine.state):
+            return mine
+        return self.main
+
+    def retired(self) -> Iterator[Recorder]:
+        """Recorders whose thread has ended and which hold nothing more; they are let go of."""
+        with self._lock:
+            gone = [r for r in self.all if not r.alive and not r.buffer]
+            self.all = [r for r in self.all if r.alive or r.buffer]
+            self.gone = (
+                self.gone[0] + sum(r.taken for r in gone),
+                self.gone[1] + sum(r.dropped for r in gone),
+            )
+        yield from gone
+
+    def clear(self) -> None:
+        """Forget everything: what a forked child does first."""
+        self._lock = threading.Lock()
+        self.local.__dict__.clear()
+        self.all = []
+        self.made = 0
+        self.main = None
+        self.gone = (0, 0)
+
+    def counts(self) -> tuple[int, int]:
+        """Events taken, and events lost because a recorder was full, so far."""
+        return (
+            self.gone[0] + sum(r.taken for r in self.all),
+            self.gone[1] + sum(r.dropped for r in self.all),
+        )
+
+
+class _Token:
+    """Dies with its thread."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _retire(recorder: Recorder) -> None:
+    recorder.alive = False
+
+

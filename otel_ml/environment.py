@@ -1,0 +1,65 @@
+"""What `opentelemetry-instrument` learns of us before it starts the program.
+
+It imports this module (entry point `opentelemetry_environment_variables`) in its own
+process, takes every name that begins with `OTEL_` as a command line flag
+(`OTEL_ML_RUN_NAME` becomes `--ml_run_name`) and then replaces itself with the program.
+Three things happen here, since later is too late: our distro and configurator are chosen
+where the user chose none (else the first one installed wins, by luck); settings that
+cannot be are refused before the program starts; and our flags get their names. Nothing
+here imports the SDK or a framework.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from otel_ml.errors import SettingsError
+from otel_ml.settings import SETTINGS, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping, Sequence
+
+DISTRO = "otel_ml"
+
+vars().update({name: name for name in SETTINGS})
+
+
+def choose_distro(environ: MutableMapping[str, str]) -> None:
+    """Make ours the distro and the configurator, unless the user chose others."""
+    environ.setdefault("OTEL_PYTHON_DISTRO", DISTRO)
+    environ.setdefault("OTEL_PYTHON_CONFIGURATOR", DISTRO)
+
+
+def with_flags(environ: Mapping[str, str], argv: Sequence[str]) -> dict[str, str]:
+    """The environment as the launcher will set it: with our flags before the program's name applied."""
+    merged = dict(environ)
+    words = iter(argv[1:])
+    for word in words:
+        if not word.startswith("--"):
+            break
+        flag, given, value = word[2:].partition("=")
+        name = f"OTEL_{flag.upper()}"
+        if not given:
+            value = next(words, "")
+        if name in SETTINGS:
+            merged[name] = value
+    return merged
+
+
+def prepare(environ: MutableMapping[str, str], argv: Sequence[str]) -> None:
+    """Choose our distro where we are wanted; end the launcher, with what to type, where settings are wrong."""
+    try:
+        settings = Settings.from_env(with_flags(environ, argv))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    if settings.enabled:
+        choose_distro(environ)
+
+
+# Others may import this module to read the names; only the launcher is to be prepared.
+if PurePath(sys.argv[0]).stem == "opentelemetry-instrument":
+    prepare(os.environ, sys.argv)

@@ -1,0 +1,59 @@
+"""Putting our functions where a framework's were, and every original back by identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from otel_ml.errors import swallow
+
+__all__ = ["Patches"]
+
+_MISSING = object()
+
+
+class Patches:
+    """The attributes we replaced, in order; `undo()` restores each that is still ours."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Any, str, Any, Any]] = []
+        self.report: dict[str, str] = {}
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Replace `owner.name`; a class's own attribute is told from an inherited one."""
+        before = vars(owner).get(name, _MISSING)
+        setattr(owner, name, value)
+        self._done.append((owner, name, before, value))
+
+    def attempt(self, label: str, install: Any) -> None:
+        """Run one hook's `install()`; one that fails leaves the others working and is reported."""
+        try:
+            install()
+        except Exception as error:  # noqa: BLE001 - a version of the framework that lacks this hook
+            self.report[label] = f"missing: {type(error).__name__}: {error}"
+            swallow(f"hook {label}")
+        else:
+            self.report[label] = "hooked"
+
+    def remove(self, owner: Any, name: str) -> None:
+        """Undo the replacement of one attribute."""
+        for entry in reversed(self._done):
+            if entry[0] is owner and entry[1] == name:
+                self._restore(entry)
+                self._done.remove(entry)
+                return
+
+    def undo(self) -> None:
+        """Put every original back; what somebody else placed over ours since stays."""
+        while self._done:
+            self._restore(self._done.pop())
+        self.report.clear()
+
+    @staticmethod
+    def _restore(entry: tuple[Any, str, Any, Any]) -> None:
+        owner, name, before, ours = entry
+        if vars(owner).get(name, _MISSING) is not ours:
+            return
+        if before is _MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)

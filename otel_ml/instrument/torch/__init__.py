@@ -1,0 +1,90 @@
+"""PyTorch: hooks at torch's own few entry points, installed once the program has imported torch."""
+
+from __future__ import annotations
+
+import sys
+from types import FunctionType
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from wrapt import register_post_import_hook
+
+from otel_ml.core import runtime
+from otel_ml.core.context import Registry
+from otel_ml.core.recorder import Recorder, Recorders
+from otel_ml.errors import swallow
+from otel_ml.instrument.patching import Patches
+
+__all__ = ["TorchInstrumentor", "report"]
+
+_patches = Patches()
+_state: dict[str, Any] = {"on": False, "registered": False}
+
+
+def report() -> dict[str, str]:
+    """Each hook by name: "hooked", or "missing: why"."""
+    return dict(_patches.report)
+
+
+class TorchInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Records training steps, evaluations, inference, checkpoints and compilations of any torch program."""
+
+    def instrumentation_dependencies(self) -> tuple[str, ...]:
+        """Checked by our own hooks: one distribution holds several frameworks."""
+        return ()
+
+    def _instrument(self, **_: Any) -> None:
+        if not runtime.enabled():
+            return
+        _state["on"] = True
+        if not _state["registered"]:
+            _state["registered"] = True
+            register_post_import_hook(_torch_imported, "torch")
+            register_post_import_hook(_dynamo_imported, "torch._dynamo.utils")
+        elif "torch" in sys.modules:
+            _torch_imported(sys.modules["torch"])
+
+    def _uninstrument(self, **_: Any) -> None:
+        _state["on"] = False
+        _patches.undo()
+
+
+def _torch_imported(torch: Any) -> None:
+    if not _state["on"] or _patches.report:
+        return
+    from otel_ml.instrument.torch import (  # noqa: PLC0415
+        autograd,
+        checkpoint,
+        data,
+        hidden,
+        modules,
+        optimizer,
+        values,
+    )
+
+    for function in (values.scalar, values.shape, swallow, *_methods(Recorder), *_methods(Recorders), *_methods(Registry)):
+        hidden.hide_deep(function)
+    roots = modules.Roots(torch, _patches)
+    runtime.framework("torch", str(torch.__version__))
+    for label, install in (
+        ("root forward", roots.install),
+        ("backward", lambda: autograd.install(torch, _patches)),
+        ("optimizer", lambda: optimizer.install(torch, _patches, roots.arm)),
+        ("clipping", lambda: optimizer.install_clipping(torch, _patches)),
+        ("grad scaler", lambda: optimizer.install_scaler(torch, _patches)),
+        ("data loader", lambda: data.install(torch, _patches)),
+        ("checkpoint", lambda: checkpoint.install(torch, _patches)),
+    ):
+        _patches.attempt(label, install)
+
+
+def _methods(cls: type) -> list[FunctionType]:
+    return [value for value in vars(cls).values() if isinstance(value, FunctionType)]
+
+
+def _dynamo_imported(utils: Any) -> None:
+    if not _state["on"]:
+        return
+    from otel_ml.instrument.torch import compile as compiling  # noqa: PLC0415
+
+    _patches.attempt("compile", lambda: compiling.install(utils, _patches))

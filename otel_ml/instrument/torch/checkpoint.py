@@ -1,0 +1,48 @@
+"""Checkpoints: `torch.save` and `torch.load`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from otel_ml.core.clock import now
+from otel_ml.core.context import recorders
+from otel_ml.core.recorder import CHECKPOINT
+from otel_ml.errors import guard
+from otel_ml.instrument.patching import Patches
+from otel_ml.instrument.torch.hidden import hide
+
+__all__ = ["install"]
+
+
+def install(torch: Any, patches: Patches) -> None:
+    """Record what saving and loading took, where, and how large the file is."""
+
+    def timed(name: str, operation: str, position: int) -> None:
+        original = getattr(torch, name)
+
+        @functools.wraps(original)
+        def checkpoint(*args: Any, **kwargs: Any) -> Any:
+            start = now()
+            error: str | None = None
+            try:
+                return original(*args, **kwargs)
+            except BaseException as failure:
+                error = type(failure).__qualname__
+                raise
+            finally:
+                end = now()
+                with guard(f"torch.{name}"):
+                    target = args[position] if len(args) > position else kwargs.get("f")
+                    payload: dict[str, Any] = {"operation": operation, "error": error}
+                    if isinstance(target, (str, os.PathLike)):
+                        payload["path"] = os.fspath(target)
+                        if os.path.exists(target):
+                            payload["size"] = os.path.getsize(target)
+                    recorders.mine().record(CHECKPOINT, start, end, payload)
+
+        patches.set(torch, name, hide(checkpoint))
+
+    timed("save", "save", 1)
+    timed("load", "load", 0)

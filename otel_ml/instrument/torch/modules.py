@@ -1,0 +1,235 @@
+"""The root module's forward, through a slot on its class.
+
+`Module._wrapped_call_impl` reads `self._compiled_call_impl`; we put a small descriptor of
+that name on the *class* of a root, so the module's own `__dict__` is never touched
+(copies, pickles and compiled modules stay as they are) and no submodule's call is. Roots
+are found by arming the base class for a short window; it is armed again when an
+optimizer or a composite module is built.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import MethodType
+from typing import Any
+
+from otel_ml.core.clock import now
+from otel_ml.core.context import recorders, roots
+from otel_ml.core.recorder import CLOSED, DONE, FORWARD, FORWARD_NOGRAD
+from otel_ml.errors import guard
+from otel_ml.instrument.patching import Patches
+from otel_ml.instrument.torch.hidden import hide, hide_deep, tracing
+
+__all__ = ["Roots"]
+
+SLOT = "_compiled_call_impl"
+_QUIET_CALLS = 8  # outermost calls with nothing new before the window closes
+_MAX_ARMINGS = 64  # each arming invalidates the type caches of all Module subclasses
+_MANY = 6  # more roots than this in a window: the model is called through its children
+
+local = recorders.local
+_depth = threading.local()
+
+
+class RootSlot:
+    """On a class of roots: every instance's call is recorded."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def __get__(self, obj: Any, cls: Any = None) -> Any:
+        return None if obj is None else MethodType(self.call, obj)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())
+
+
+class SharedSlot(RootSlot):
+    """On a class of torch's own, shared by roots and submodules: only known roots are recorded."""
+
+    def __get__(self, obj: Any, cls: Any = None) -> Any:
+        if obj is None or id(obj) not in roots.numbers:
+            return None
+        return MethodType(self.call, obj)
+
+
+class Roots:
+    """Finds root modules and keeps their classes' slots."""
+
+    def __init__(self, torch: Any, patches: Patches) -> None:
+        self.torch = torch
+        self.module = torch.nn.Module
+        self.patches = patches
+        self.armed = False
+        self.armings = 0
+        self.quiet = 0
+        self.classes: dict[type, RootSlot] = {}
+        self.window: dict[int, Any] = {}
+        self.call = self._make_call()
+        self.discover = RootSlot(self._make_discover())
+        for function in (RootSlot.__get__, SharedSlot.__get__):
+            hide(function)
+        hide_deep(_inside_a_module)
+        for method in (self.arm, self._disarm, self._met, self._describe, self._in_place):
+            hide_deep(method.__func__)
+
+    def _make_call(self, compiled: Any = None) -> Any:
+        torch = self.torch
+        is_grad_enabled = torch.is_grad_enabled
+        tensor = torch.Tensor
+        modes = torch._C._len_torch_function_stack
+        numbers = roots.numbers
+        floating = torch.Tensor.is_floating_point
+
+        def root_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            try:
+                recorder = local.recorder
+            except AttributeError:
+                recorder = recorders.mine()
+            grad = is_grad_enabled()
+            state = recorder.state
+            if not grad:
+                recorder.edge()
+            elif state == DONE or state == CLOSED:
+                recorder.candidate()
+            size = -1
+            if args:
+                first = args[0]
+                if type(first) is tensor and not modes() and first.ndim:
+                    size = first.shape[0]
+                    if first.ndim == 2 and not floating(first):
+                        size |= first.numel() << 32
+            start = now()
+            try:
+                return (self._call_impl if compiled is None else compiled)(*args, **kwargs)
+            finally:
+                end = now()
+                number = numbers.get(id(self))
+                if number is None:
+                    number = roots.number(self)
+                recorder.record(FORWARD if grad else FORWARD_NOGRAD, start, end, number, size)
+
+        return hide(root_call)
+
+    def _make_discover(self) -> Any:
+        roots_found = self
+        call = self.call
+
+        def discover(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if getattr(_depth, "value", 0):
+                return self._call_impl(*args, **kwargs)
+            _depth.value = 1
+            try:
+                if not roots_found._met(self):
+                    return self._call_impl(*args, **kwargs)
+                return call(self, *args, **kwargs)
+            finally:
+                _depth.value = 0
+
+        return hide(discover)
+
+    def _met(self, module: Any) -> bool:
+        """Note an outermost call; say whether it is a root to record."""
+        with guard("finding the root module"):
+            if tracing() or self.torch.compiler.is_compiling():
+                return False
+            key = id(module)
+            if key in self.window or (key in roots.numbers and type(module) in self.classes):
+                known = True
+            else:
+                known = next(iter(module.parameters()), None) is not None
+                if known:
+                    self.window[key] = type(module)
+                    self.quiet = 0
+                    self._describe(module)
+            self.quiet += 1
+            if self.quiet > _QUIET_CALLS:
+                self._disarm()
+            return known
+        return False
+
+    def _describe(self, module: Any) -> None:
+        number = roots.number(module)
+        trainable = frozen = 0
+        for parameter in module.parameters():
+            count = 0 if self.torch.nn.parameter.is_lazy(parameter) else parameter.numel()
+            if parameter.requires_grad:
+                trainable += count
+            else:
+                frozen += count
+        inner = getattr(module, "_orig_mod", None)
+        name = type(inner if inner is not None else module).__name__
+        roots.facts[number].update(name=name, trainable=trainable, frozen=frozen)
+
+    def arm(self) -> None:
+        """Look for roots again: something that may be, or hold, a new one was built."""
+        if self.armed:
+            self.quiet = 0
+            return
+        if self.armings >= _MAX_ARMINGS:
+            return
+        self.armings += 1
+        self.quiet = 0
+        self.window = {}
+        for cls in self.classes:
+            self.patches.remove(cls, SLOT)
+        self.patches.set(self.module, SLOT, self.discover)
+        self.armed = True
+
+    def _disarm(self) -> None:
+        if not self.armed:
+            return
+        self.armed = False
+        self.patches.remove(self.module, SLOT)
+        many = len(self.window) > _MANY
+        for cls in self.window.values():
+            shared = cls.__module__.split(".")[0] == "torch"
+            if cls not in self.classes and not (many and shared):
+                self.classes[cls] = (SharedSlot if shared else RootSlot)(self.call)
+        for cls, slot in self.classes.items():
+            self.patches.set(cls, SLOT, slot)
+
+    def install(self) -> None:
+        """Arm for the program's first calls, and see to `Module.compile()` and composites."""
+        self.arm()
+        original = self.module.compile
+        in_place = self._in_place
+
+        def compile(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A001 - torch's name
+            result = original(self, *args, **kwargs)
+            compiled = vars(self).get(SLOT)
+            if compiled is not None:
+                vars(self)[SLOT] = in_place(self, compiled)
+            return result
+
+        compile.__doc__ = original.__doc__
+        compile.__wrapped__ = original  # type: ignore[attr-defined]
+        hide_deep(compile)
+        self.patches.set(self.module, "compile", compile)
+
+    def _in_place(self, module: Any, compiled: Any) -> Any:
+        """What `module.compile()` put on the instance shadows the class's slot: record there, if it is a root."""
+        record = self._make_call(compiled)
+        known: list[bool] = []
+
+        def compiled_call(*args: Any, **kwargs: Any) -> Any:
+            if not known:
+                known.append(not _inside_a_module())
+                if known[0]:
+                    self._describe(module)
+            if known[0]:
+                return record(module, *args, **kwargs)
+            return compiled(*args, **kwargs)
+
+        return hide(compiled_call)
+
+
+def _inside_a_module() -> bool:
+    """Whether another module's call is on this thread's stack, below the one that asks."""
+    frame = sys._getframe(2)  # noqa: SLF001 - once for each module compiled in place
+    calls = 0
+    while frame is not None:
+        calls += frame.f_code.co_name == "_wrapped_call_impl"
+        frame = frame.f_back  # type: ignore[assignment]
+    return calls > 1

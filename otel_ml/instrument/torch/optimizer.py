@@ -1,0 +1,198 @@
+"""The optimizer's turn: step, zero_grad, gradient clipping and the GradScaler.
+
+Each optimizer class's own `step` is wrapped once, where torch itself wraps it
+(`_patch_step_function`, called at construction).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from otel_ml.core.clock import now
+from otel_ml.core.context import optimizers, recorders
+from otel_ml.core.recorder import BUILD, CLIP, CLOSED, DONE, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
+from otel_ml.errors import guard, swallow
+from otel_ml.instrument.patching import Patches
+from otel_ml.instrument.torch.hidden import hide, hide_deep
+from otel_ml.instrument.torch.values import scalar
+
+__all__ = ["install", "install_clipping", "install_scaler"]
+
+local = recorders.local
+
+
+def install(torch: Any, patches: Patches, built: Any) -> None:
+    """Record every optimizer's steps and zero_grads; `built()` is called when one is constructed."""
+    compiling = torch.compiler.is_dynamo_compiling
+    numbers = optimizers.numbers
+    base = torch.optim.Optimizer
+    wrapped: set[type] = set()
+
+    def rates(optimizer: Any) -> Any:
+        groups = optimizer.param_groups
+        if len(groups) == 1:
+            rate = groups[0]["lr"]
+            return rate if type(rate) is float else scalar(rate)
+        return tuple(scalar(g["lr"]) for g in groups)
+
+    hide_deep(rates)
+
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                return original(self, *args, **kwargs)
+            try:
+                recorder = local.recorder
+            except AttributeError:
+                recorder = recorders.mine()
+            start = now()
+            try:
+                result = original(self, *args, **kwargs)
+            except BaseException:
+                recorder.record(OPTIMIZER_WORK, start, now())
+                raise
+            end = now()
+            rate = None
+            try:
+                number = numbers.get(id(self))
+                if number is None:
+                    number = optimizers.number(self)
+                rate = rates(self)
+            except Exception:  # noqa: BLE001 - an optimizer without param_groups still takes its turn
+                swallow("reading the learning rate")
+            recorder.turn(number)
+            recorder.record(STEP, start, end, number, rate)
+            return result
+
+        return hide(step)
+
+    def adopt(cls: type) -> None:
+        for owner in cls.__mro__:
+            own = vars(owner).get("step")
+            if own is not None and owner is not base and owner not in wrapped and issubclass(owner, base):
+                wrapped.add(owner)
+                patches.set(owner, "step", wrap(own))
+
+    original_patch = base._patch_step_function
+
+    @functools.wraps(original_patch)
+    def _patch_step_function(self: Any) -> None:
+        original_patch(self)
+        with guard("an optimizer's construction"):
+            if not compiling():
+                adopt(type(self))
+                built()
+                moment = now()
+                recorder = recorders.mine()
+                recorder.edge()
+                recorder.record(BUILD, moment, moment, optimizers.number(self))
+
+    hide_deep(_patch_step_function)
+    patches.set(base, "_patch_step_function", _patch_step_function)
+
+    original_zero = base.zero_grad
+
+    @functools.wraps(original_zero)
+    def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if compiling():
+            return original_zero(self, *args, **kwargs)
+        try:
+            recorder = local.recorder
+        except AttributeError:
+            recorder = recorders.mine()
+        state = recorder.state
+        if state == DONE or state == CLOSED:
+            recorder.candidate()
+        start = now()
+        try:
+            return original_zero(self, *args, **kwargs)
+        finally:
+            recorder.record(ZERO_GRAD, start, now(), numbers.get(id(self), -1))
+
+    patches.set(base, "zero_grad", hide(zero_grad))
+
+
+def install_clipping(torch: Any, patches: Patches) -> None:
+    """Record the gradient norm where clipping computes it, and the time both halves take."""
+    module = torch.nn.utils.clip_grad
+    original_norm = module._get_total_norm
+
+    @functools.wraps(original_norm)
+    def _get_total_norm(*args: Any, **kwargs: Any) -> Any:
+        start = now()
+        norm = None
+        try:
+            result = original_norm(*args, **kwargs)
+            try:
+                norm = scalar(result)
+            except Exception:  # noqa: BLE001 - the law: never break the program
+                swallow("reading the gradient norm")
+            return result
+        finally:
+            recorders.mine().record(CLIP, start, now(), norm)
+
+    hide(_get_total_norm)
+    _get_total_norm._torchdynamo_inline = original_norm  # type: ignore[attr-defined]
+    patches.set(module, "_get_total_norm", _get_total_norm)
+    for owner in (module, torch.nn.utils):
+        if vars(owner).get("get_total_norm") is original_norm:
+            patches.set(owner, "get_total_norm", _get_total_norm)
+
+    original_clip = module._clip_grads_with_norm_
+
+    @functools.wraps(original_clip)
+    def _clip_grads_with_norm_(*args: Any, **kwargs: Any) -> Any:
+        start = now()
+        try:
+            return original_clip(*args, **kwargs)
+        finally:
+            recorders.mine().record(OPTIMIZER_WORK, start, now())
+
+    hide(_clip_grads_with_norm_)
+    _clip_grads_with_norm_._torchdynamo_inline = original_clip  # type: ignore[attr-defined]
+    patches.set(module, "_clip_grads_with_norm_", _clip_grads_with_norm_)
+
+
+def install_scaler(torch: Any, patches: Patches) -> None:
+    """Record GradScaler steps (a skip is one with no optimizer step inside) and their scale."""
+    compiling = torch.compiler.is_dynamo_compiling
+    scaler_class = torch.amp.GradScaler
+    numbers = optimizers.numbers
+
+    def timed(name: str, *, turn: bool) -> None:
+        original = getattr(scaler_class, name)
+
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                return original(self, *args, **kwargs)
+            recorder = recorders.mine()
+            optimizer = numbers.get(id(args[0]), -1) if args else -1
+            scale = None
+            if turn:
+                try:
+                    scale = scalar(self._scale) if self._enabled else None
+                except Exception:  # noqa: BLE001 - the law: never break the program
+                    swallow("reading the loss scale")
+            start = now()
+            try:
+                result = original(self, *args, **kwargs)
+            except BaseException:
+                recorder.record(OPTIMIZER_WORK, start, now())
+                raise
+            end = now()
+            if turn:
+                if optimizer not in recorder.seen:
+                    recorder.turn(optimizer)
+                recorder.record(SCALER, start, end, optimizer, scale)
+            else:
+                recorder.record(OPTIMIZER_WORK, start, end)
+            return result
+
+        patches.set(scaler_class, name, hide(method))
+
+    timed("step", turn=True)
+    timed("unscale_", turn=False)
+    timed("update", turn=False)

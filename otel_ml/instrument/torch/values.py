@@ -1,0 +1,52 @@
+"""Reads a scalar that is already on the host; never waits for a device, never disturbs a mode."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["scalar", "shape"]
+
+
+def scalar(value: Any) -> float | None:
+    """The value of a one-element CPU tensor, exactly; None for what is not ready on the host."""
+    torch = sys.modules["torch"]
+    if type(value) is not torch.Tensor:
+        return float(value) if type(value) in (float, int) else None
+    if not value.is_cpu or value.numel() != 1:
+        return None
+    c = torch._C
+    if c._len_torch_dispatch_stack() or c._len_torch_function_stack():
+        with c._DisableTorchDispatch(), c.DisableTorchFunction():
+            return float(value.item())
+    return float(value.item())
+
+
+def shape(batch: Any) -> tuple[int, int]:
+    """Samples and tokens of a batch, -1 for what its shapes do not tell.
+
+    Samples are the first tensor's leading dimension. Tokens are the elements of
+    `input_ids`, or of two equal two-dimensional integer tensors (a language model's input
+    and target).
+    """
+    tensor = sys.modules["torch"].Tensor
+    if type(batch) is tensor:
+        return (batch.shape[0] if batch.ndim else 1), -1
+    if isinstance(batch, (list, tuple)):
+        tensors = [t for t in batch if type(t) is tensor and t.ndim]
+        if not tensors:
+            return shape(batch[0]) if batch and isinstance(batch[0], (list, tuple, dict)) else (-1, -1)
+        first = tensors[0]
+        tokens = -1
+        if first.ndim == 2 and len(tensors) > 1 and tensors[1].shape == first.shape:
+            if not first.is_floating_point() and not tensors[1].is_floating_point():
+                tokens = first.numel()
+        return first.shape[0], tokens
+    if isinstance(batch, dict):
+        ids = batch.get("input_ids")
+        if type(ids) is tensor and ids.ndim:
+            return ids.shape[0], ids.numel()
+        for value in batch.values():
+            if type(value) is tensor and value.ndim:
+                return value.shape[0], -1
+    return -1, -1

@@ -1,0 +1,193 @@
+"""The vocabulary: every metric, span, event and attribute that we may emit.
+
+One line an entry: name, kind, unit, what it says. A name that is not here cannot be
+emitted by us, and a name here that nothing emits fails `tests/test_names.py`. OTel's own
+semantic conventions come first; training has none, so ours are `ml.*`. Units are UCUM
+and never part of a name. An unbounded value (step, request id, shape) is never an
+attribute of a metric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.41.0"
+SCOPE = "otel_ml"
+
+Kind = Literal["counter", "gauge", "histogram", "up_down_counter"]
+
+# From 100 µs (a tiny model's phase) to 10 min (a huge model's step): 1-2.5-5 a decade.
+SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+    0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0, 600.0,
+)  # fmt: skip
+BYTES = tuple(float(4**n * 1024) for n in range(1, 16))
+ITEMS = tuple(float(2**n) for n in range(15))
+
+
+class Name(str):
+    """An attribute's key or a span's or event's name; a `str` that knows what it says."""
+
+    __slots__ = ("doc",)
+    doc: str
+
+    def __new__(cls, value: str, doc: str) -> Name:
+        self = super().__new__(cls, value)
+        self.doc = doc
+        return self
+
+
+class Attribute(Name):
+    """The key of an attribute."""
+
+    __slots__ = ()
+
+
+class Span(Name):
+    """The name of a span; low-cardinality, details are attributes."""
+
+    __slots__ = ()
+
+
+class Event(Name):
+    """The event name of a log record."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: `kind` in `unit`, with the only attributes it may carry."""
+
+    name: str
+    kind: Kind
+    unit: str
+    doc: str
+    attributes: tuple[str, ...] = ()
+    buckets: tuple[float, ...] | None = field(default=None, repr=False)
+
+
+
+
+A = Attribute
+
+# --- attributes: the run (resource) ------------------------------------------------------
+RUN_ID = A("ml.run.id", "The run, the same in every process, rank and signal.")
+RUN_NAME = A("ml.run.name", "A name for people; defaults to the script's name.")
+RUN_ATTEMPT = A("ml.run.attempt", "Which try at the same run this is, from 0.")
+RANK = A("ml.rank", "The process's rank in the job, from 0.")
+LOCAL_RANK = A("ml.local_rank", "The process's rank on its machine, from 0.")
+WORLD_SIZE = A("ml.world_size", "How many ranks the job has.")
+LAUNCHER = A("ml.launcher", "What started the ranks: torchrun, slurm, ray, kubeflow, accelerate, none.")
+
+# --- attributes: steps and what is in them -----------------------------------------------
+FRAMEWORK_NAME = A("ml.framework.name", "torch or jax.")
+FRAMEWORK_VERSION = A("ml.framework.version", "The framework's version.")
+PHASE = A("ml.phase", "What a part of the step was for: data_wait, forward, backward, optimizer, …")
+OUTCOME = A("ml.outcome", "ok, skipped or failed.")
+SKIP_REASON = A("ml.skip.reason", "Why a step was skipped: gradient_overflow.")
+OPTIMIZER = A("ml.optimizer", "The optimizer's class, numbered where several are alike.")
+PARAM_GROUP = A("ml.param_group", "The optimizer's parameter group, from 0, where there are several.")
+STEP_NUMBER = A("ml.step.number", "The step's number, from 0.")
+STEP_STRIDE = A("ml.step.stride", "How many steps each entry of a thinned column stands for.")
+STEP_DURATION_S = A("ml.step.duration", "The step's duration in seconds.")
+STEP_PHASE = A("ml.step.phase", "Prefix of ml.step.phase.<phase>: the phase's seconds in the step.")
+STEP_LOSS = A("ml.step.loss", "Prefix of ml.step.loss.<optimizer>: each optimizer's loss, where several.")
+STEP_SAMPLES = A("ml.step.samples", "Samples fetched for the step.")
+STEP_TOKENS = A("ml.step.tokens", "Tokens fetched for the step.")
+STEP_MICRO_BATCHES = A("ml.step.micro_batches", "Backward passes in the step.")
+TIME_CATEGORY = A("ml.time.category", "productive, startup, data_wait, compile, checkpoint, evaluation, skipped, other.")
+RUN_STATE = A("ml.run.state", "running, finished or failed.")
+SCALAR_NAME = A("ml.scalar.name", "Which value was not finite.")
+ERROR_TYPE = A("error.type", "The exception's class.")
+EXCEPTION_TYPE = A("exception.type", "The exception's class.")
+EXCEPTION_MESSAGE = A("exception.message", "The exception's message, redacted.")
+EXCEPTION_STACKTRACE = A("exception.stacktrace", "The traceback.")
+FUNCTION_NAME = A("code.function.name", "The compiled function (at most 50, then 'other').")
+
+# --- attributes: compile, checkpoint, inference, model ----------------------------------
+COMPILE_STAGE = A("ml.compile.stage", "forward or backward, where known.")
+COMPILE_REASON_KIND = A("ml.compile.reason.kind", "Why it was compiled again: size, dtype, type, value, identity, other.")
+COMPILE_REASON = A("ml.compile.reason", "The failed guard, as the framework said it.")
+CHECKPOINT_OPERATION = A("ml.checkpoint.operation", "save or load.")
+CHECKPOINT_PATH = A("ml.checkpoint.path", "Where the checkpoint is.")
+CHECKPOINT_SIZE_BY = A("ml.checkpoint.size", "The checkpoint's size in bytes.")
+CHECKPOINT_DURATION_S = A("ml.checkpoint.duration", "What saving or loading took, in seconds.")
+MODEL_NAME = A("ml.model.name", "The root module's class.")
+MODEL_PARAMETERS_COUNT = A("ml.model.parameters", "How many parameters the model holds.")
+PARAMETER_TRAINABLE = A("ml.parameter.trainable", "Whether the parameters require a gradient.")
+
+# --- attributes: the end of a run, its set-up, its verdict ------------------------------
+RUN_OUTCOME = A("ml.run.outcome", "finished, failed, interrupted or killed.")
+RUN_EXIT_CODE = A("ml.run.exit_code", "The process's exit code, where known.")
+RUN_DURATION_S = A("ml.run.duration", "From the process's start to its end, in seconds.")
+RUN_TOTALS = A("ml.run.totals", "The run's aggregates as JSON; keys in `otel_ml/totals.py`.")
+CONFIG_ARGV = A("ml.config.argv", "The command line, secrets redacted.")
+CONFIG_OPTIMIZERS = A("ml.config.optimizers", "The optimizers' classes.")
+CONFIG_MODELS = A("ml.config.models", "The root modules' classes.")
+DIAGNOSIS_VERDICT = A("ml.diagnosis.verdict", "input-bound, compute-bound, residual-heavy, no bottleneck found, …")
+DIAGNOSIS_EVIDENCE = A("ml.diagnosis.evidence", "The figures the verdict stands on.")
+DIAGNOSIS_ADVICE = A("ml.diagnosis.advice", "What to try next.")
+
+# --- metrics -----------------------------------------------------------------------------
+STEP_DURATION = Metric("ml.training.step.duration", "histogram", "s", "Wall time of a training step.", (FRAMEWORK_NAME,), SECONDS)
+PHASE_DURATION = Metric("ml.training.phase.duration", "histogram", "s", "Wall time of a step's phase, by the host's clock.", (PHASE,), SECONDS)
+STEPS = Metric("ml.training.steps", "counter", "{step}", "Training steps.", (OUTCOME, SKIP_REASON))
+SAMPLES = Metric("ml.training.samples", "counter", "{sample}", "Samples trained on.")
+TOKENS = Metric("ml.training.tokens", "counter", "{token}", "Tokens trained on.")
+MICRO_BATCHES = Metric("ml.training.micro_batches", "counter", "{batch}", "Backward passes.")
+LOSS = Metric("ml.training.loss", "gauge", "{loss}", "What the optimizer last descended.", (OPTIMIZER,))
+GRAD_NORM = Metric("ml.training.grad_norm", "gauge", "{norm}", "Total gradient norm before clipping.", (OPTIMIZER,))
+LEARNING_RATE = Metric("ml.training.learning_rate", "gauge", "{rate}", "Learning rate last used.", (OPTIMIZER, PARAM_GROUP))
+NONFINITE = Metric("ml.training.nonfinite_values", "counter", "{value}", "Values that were NaN or infinite.", (SCALAR_NAME,))
+RUN_TIME = Metric("ml.run.time", "counter", "s", "The run's wall time by what it was spent on.", (TIME_CATEGORY,))
+RUN_STATUS = Metric("ml.run.status", "gauge", "{status}", "1 for the run's state, 0 for the others.", (RUN_STATE,))
+RUN_PROGRESS = Metric("ml.run.progress.timestamp", "gauge", "s", "Unix time of the last step.")
+EVALUATION_DURATION = Metric("ml.evaluation.duration", "histogram", "s", "Wall time of an evaluation.", (), SECONDS)
+COMPILE_DURATION = Metric("ml.compile.duration", "histogram", "s", "Wall time of a compilation.", (FRAMEWORK_NAME, COMPILE_STAGE), SECONDS)
+RECOMPILES = Metric("ml.compile.recompiles", "counter", "{recompile}", "Functions compiled again.", (FUNCTION_NAME, COMPILE_REASON_KIND))
+CHECKPOINT_DURATION = Metric("ml.checkpoint.duration", "histogram", "s", "Wall time of saving or loading.", (CHECKPOINT_OPERATION, ERROR_TYPE), SECONDS)
+CHECKPOINT_SIZE = Metric("ml.checkpoint.size", "histogram", "By", "Size of a checkpoint.", (CHECKPOINT_OPERATION,), BYTES)
+CHECKPOINT_TIMESTAMP = Metric("ml.checkpoint.timestamp", "gauge", "s", "Unix time of the last checkpoint saved.")
+MEMORY_PEAK = Metric("ml.memory.peak", "gauge", "By", "Peak resident memory of the process.")
+INFERENCE_DURATION = Metric("ml.inference.duration", "histogram", "s", "Wall time of a forward pass that serves.", (MODEL_NAME, OUTCOME), SECONDS)
+INFERENCE_REQUESTS = Metric("ml.inference.requests", "counter", "{request}", "Forward passes that serve.", (MODEL_NAME, OUTCOME))
+INFERENCE_BATCH_SIZE = Metric("ml.inference.batch.size", "histogram", "{sample}", "Samples in a forward pass that serves.", (MODEL_NAME,), ITEMS)
+MODEL_PARAMETERS = Metric("ml.model.parameters", "gauge", "{parameter}", "Parameters of a model.", (MODEL_NAME, PARAMETER_TRAINABLE))
+RECORD_COUNT = Metric("otel_ml.record.count", "counter", "{record}", "Events that our hooks recorded.")
+RECORD_DROPPED = Metric("otel_ml.record.dropped", "counter", "{record}", "Events lost because a recorder was full.")
+DRAIN_DURATION = Metric("otel_ml.drain.duration", "counter", "s", "CPU time of our background thread.")
+ERROR_COUNT = Metric("otel_ml.error.count", "counter", "{error}", "Errors of ours, kept from the program.")
+STORE_SIZE = Metric("otel_ml.store.size", "gauge", "By", "Size of this process's local store.")
+
+# --- spans -------------------------------------------------------------------------------
+SPAN_RUN = Span("ml.run", "The run, or a segment of it.")
+SPAN_STEP = Span("ml.step", "One training step; a trace of its own, linked to the run.")
+SPAN_EVALUATION = Span("ml.evaluation", "Forward passes without gradient between training steps.")
+SPAN_INFERENCE = Span("ml.inference", "A forward pass of a process that never trains.")
+SPAN_COMPILE = Span("ml.compile", "A compilation.")
+SPAN_CHECKPOINT = Span("ml.checkpoint", "A checkpoint saved or loaded.")
+SPAN_DATA_WAIT = Span("data_wait", "Waiting for the next batch.")
+SPAN_FORWARD = Span("forward", "From the root forward's start to backward's start.")
+SPAN_BACKWARD = Span("backward", "The backward pass.")
+SPAN_OPTIMIZER = Span("optimizer", "zero_grad, clipping, scaling and the optimizer's step.")
+
+# --- events ------------------------------------------------------------------------------
+EVENT_RUN_STARTED = Event("ml.run.started", "A process of the run did its first step or call.")
+EVENT_RUN_FINISHED = Event("ml.run.finished", "The process ended: outcome, totals, verdict.")
+EVENT_STEP = Event("ml.step", "The step record.")
+EVENT_STEPS = Event("ml.steps", "Step records as columns, thinned where steps are fast.")
+EVENT_RECOMPILED = Event("ml.compile.recompiled", "A function was compiled again, and why.")
+EVENT_CHECKPOINT_SAVED = Event("ml.checkpoint.saved", "A checkpoint was written.")
+EVENT_CHECKPOINT_LOADED = Event("ml.checkpoint.loaded", "A checkpoint was read.")
+EVENT_CONFIG = Event("ml.config", "What ran: command line, versions, model, optimizers.")
+EVENT_DIAGNOSIS = Event("ml.diagnosis", "The verdict on where the time went.")
+EVENT_EXCEPTION = Event("ml.exception", "The exception that ended the program, with run and step.")
+
+del A
+
+METRICS: dict[str, Metric] = {m.name: m for m in list(vars().values()) if isinstance(m, Metric)}
+ATTRIBUTES: dict[str, Attribute] = {str(a): a for a in list(vars().values()) if isinstance(a, Attribute)}
+SPANS: dict[str, Span] = {str(s): s for s in list(vars().values()) if isinstance(s, Span)}
+EVENTS: dict[str, Event] = {str(e): e for e in list(vars().values()) if isinstance(e, Event)}

@@ -1,0 +1,1 @@
+"""From recorded events to OpenTelemetry: everything here runs on the drain thread."""

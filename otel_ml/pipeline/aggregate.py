@@ -1,0 +1,170 @@
+"""The run's aggregates while it runs: what the summary, `ml.run.time` and the finished event are made of."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from array import array
+from typing import TYPE_CHECKING
+
+from otel_ml.totals import Distribution, LossCurve, RunTotals
+
+if TYPE_CHECKING:
+    from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
+
+__all__ = ["Aggregate", "memory_peak"]
+
+_KEPT = 65_536
+# What a step's time is counted as, by phase; everything else in a step is productive.
+_CATEGORIES = {"data_wait": "data_wait", "compile": "compile", "checkpoint": "checkpoint"}
+
+
+def memory_peak() -> int:
+    """The process's peak resident memory in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Durations:
+    """Count, sum and maximum exactly; quantiles from at most 65,536 evenly spaced values."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0
+        self.largest = 0
+        self._kept = array("q")
+        self._stride = 1
+
+    def add(self, value_ns: int) -> None:
+        """Take one duration."""
+        if self.count % self._stride == 0:
+            self._kept.append(value_ns)
+            if len(self._kept) >= _KEPT:
+                self._kept = self._kept[::2]
+                self._stride *= 2
+        self.count += 1
+        self.total += value_ns
+        self.largest = max(self.largest, value_ns)
+
+    def distribution(self) -> Distribution:
+        """The durations in seconds."""
+        if not self.count:
+            return Distribution()
+        ordered = sorted(self._kept)
+
+        def quantile(share: float) -> float:
+            return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] / 1e9
+
+        return Distribution(self.count, self.total / 1e9, quantile(0.5), quantile(0.95), self.largest / 1e9)
+
+
+class Aggregate:
+    """Adds up what the trackers found."""
+
+    def __init__(self, totals: RunTotals, started: int) -> None:
+        self.totals = totals
+        self.started = started
+        self.first: int | None = None
+        self.accounted = started  # up to where the wall time has been told apart
+        self.time = dict.fromkeys(
+            ("productive", "startup", "data_wait", "compile", "checkpoint", "evaluation", "skipped", "other"), 0
+        )
+        self.steps = Durations()
+        self.calls = Durations()
+        self.phases: dict[str, int] = {}
+
+    def _spent(self, start: int, end: int) -> None:
+        if self.first is None:
+            self.first = start
+            self.time["startup"] = max(0, start - self.started - sum(self.time.values()))
+        self.accounted = max(self.accounted, end)
+
+    def step(self, step: Step, label: dict[int, str]) -> None:
+        """Count a step."""
+        totals = self.totals
+        self._spent(step.start, step.end)
+        if step.outcome == "ok":
+            totals.steps += 1
+        elif step.outcome == "skipped":
+            totals.steps_skipped += 1
+        else:
+            totals.steps_failed += 1
+        apart = 0
+        for phase, spent in step.phases.items():
+            self.phases[phase] = self.phases.get(phase, 0) + spent
+            if phase in _CATEGORIES:
+                self.time[_CATEGORIES[phase]] += spent
+                apart += spent
+        self.time["skipped" if step.outcome == "skipped" else "productive"] += step.duration - apart
+        self.steps.add(step.duration)
+        totals.micro_batches += step.micro_batches
+        if step.samples is not None:
+            totals.samples = (totals.samples or 0) + step.samples
+        if step.tokens is not None:
+            totals.tokens = (totals.tokens or 0) + step.tokens
+        for optimizer, loss in step.losses.items():
+            self._loss(label.get(optimizer, ""), loss, step.number)
+        if step.grad_norm is not None and not math.isfinite(step.grad_norm):
+            totals.nonfinite["grad_norm"] = totals.nonfinite.get("grad_norm", 0) + 1
+
+    def _loss(self, key: str, loss: float, number: int) -> None:
+        curve = self.totals.losses.setdefault(key, LossCurve())
+        if not math.isfinite(loss):
+            self.totals.nonfinite["loss"] = self.totals.nonfinite.get("loss", 0) + 1
+            curve.last = loss
+            return
+        if curve.first is None:
+            curve.first = loss
+        curve.last = loss
+        if curve.best is None or loss < curve.best:
+            curve.best, curve.best_step = loss, number
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Count an evaluation."""
+        self._spent(evaluation.start, evaluation.end)
+        self.totals.evaluations += 1
+        self.time["evaluation"] += evaluation.end - evaluation.start
+
+    def call(self, call: Call) -> None:
+        """Count an inference."""
+        self._spent(call.start, call.end)
+        self.calls.add(call.end - call.start)
+        self.time["productive"] += call.end - call.start
+        if call.samples is not None:
+            self.totals.inference_samples = (self.totals.inference_samples or 0) + call.samples
+
+    def rare(self, rare: Rare) -> None:
+        """Count a compile or checkpoint; its time only when no step holds it."""
+        payload = rare.payload
+        if "function" in payload:
+            self.totals.compiles += 1
+            self.totals.recompiles += payload["reason"] is not None
+            category = "compile"
+        else:
+            saved = payload["operation"] == "save"
+            self.totals.checkpoints_saved += saved
+            self.totals.checkpoints_loaded += not saved
+            category = "checkpoint"
+        if rare.step is None:
+            self.time[category] += rare.end - rare.start
+
+    def categories(self, upto: int | None = None) -> dict[str, float]:
+        """Seconds by category; `upto` an instant, else as far as they are told apart. They sum to the wall time."""
+        end = self.accounted if upto is None else max(upto, self.accounted)
+        if self.first is None:
+            self.time["startup"] = max(0, end - self.started - sum(v for k, v in self.time.items() if k != "startup"))
+        known = sum(v for k, v in self.time.items() if k != "other")
+        self.time["other"] = max(self.time["other"], end - self.started - known, 0)
+        return {k: v / 1e9 for k, v in self.time.items()}
+
+    def fill(self, now_ns: int) -> RunTotals:
+        """The totals as they stand at `now_ns`."""
+        totals = self.totals
+        totals.duration_s = (now_ns - self.started) / 1e9
+        totals.step_time = self.steps.distribution()
+        totals.inference = self.calls.distribution()
+        totals.phases = {k: v / 1e9 for k, v in self.phases.items()}
+        totals.time = self.categories(now_ns)
+        totals.memory_peak_by = memory_peak()
+        return totals

@@ -1,0 +1,142 @@
+"""The one background thread: recorders → trackers → telemetry, in short slices.
+
+It wakes each second, or sooner when recorders fill fast, works at most 0.5 ms at a time
+and then lets go of the GIL. A forked child has no drain; its recorders are cleared and
+its hooks record into the void until it is configured on its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from otel_ml.core.clock import now
+from otel_ml.core.context import recorders
+from otel_ml.core.recorder import BUILD, WIDTH
+from otel_ml.errors import guard
+from otel_ml.pipeline.steps import Step, Tracker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_ml.core.recorder import Recorder
+    from otel_ml.pipeline.telemetry import Telemetry
+
+__all__ = ["Drain"]
+
+_TICK_S = 1.0
+_SOONEST_S = 0.02
+_SLICE_NS = 500_000
+_PAUSE_S = 0.0005
+_CHECK = 16  # events between looks at the clock
+_FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
+
+
+class Drain:
+    """Owns the thread; `flush()` and `finish()` are safe from any other."""
+
+    def __init__(self, telemetry: Telemetry, *, started: Callable[[], None]) -> None:
+        self.telemetry = telemetry
+        self.cpu_s = 0.0
+        self.active = False  # something worth telling has been seen
+        self._started = started
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stop = False
+        self._thread: threading.Thread | None = None
+        self._built = False
+        self._tick_s = _TICK_S
+
+    def start(self) -> None:
+        """Start the thread, once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="otel-ml-drain", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop:
+            self._wake.wait(self._tick_s)
+            self._wake.clear()
+            if self._stop:
+                return
+            with guard("the drain"):
+                self.turn()
+
+    def turn(self, *, pause: bool = True) -> None:
+        """Take and tell everything recorded so far."""
+        with self._lock:
+            cpu = time.thread_time()
+            fullest = 0.0
+            for recorder in list(recorders.all):
+                fullest = max(fullest, len(recorder.buffer) / recorder.limit)
+                self._drain(recorder, pause=pause)
+                if not recorder.alive and recorder.tracker is not None:
+                    recorder.tracker.finish()
+                    self._tell(recorder)
+            for _ in recorders.retired():
+                pass
+            if self.active:
+                at = now()
+                self.telemetry.records.flush(at)
+                self.telemetry.spans.tick(at)
+                self.telemetry.anchor.renew()
+                self.telemetry.tick(upto=None, cpu_s=self.cpu_s, state="running")
+                self.telemetry.instruments.flush()
+            self.cpu_s += time.thread_time() - cpu
+        self._pace(fullest)
+
+    def _pace(self, fullest: float) -> None:
+        if fullest > _FULL_SHARE:
+            self._tick_s = max(_SOONEST_S, self._tick_s / 2)
+        elif fullest < _FULL_SHARE / 4:
+            self._tick_s = min(_TICK_S, self._tick_s * 2)
+
+    def _drain(self, recorder: Recorder, *, pause: bool) -> None:
+        chunk = recorder.take()
+        if not chunk:
+            return
+        tracker = recorder.tracker
+        if tracker is None:
+            tracker = recorder.tracker = Tracker()
+            if self._built:
+                tracker.built()
+        feed = tracker.feed
+        until = now() + _SLICE_NS
+        for at in range(0, len(chunk), WIDTH):
+            code = chunk[at]
+            if code == BUILD and not self._built:
+                self._built = True
+                for other in recorders.all:
+                    if other.tracker is not None:
+                        other.tracker.built()
+            feed(code, chunk[at + 1], chunk[at + 2], chunk[at + 3], chunk[at + 4])
+            if tracker.out:
+                self._tell(recorder)
+            if pause and at % (_CHECK * WIDTH) == 0 and now() > until:
+                time.sleep(_PAUSE_S)
+                until = now() + _SLICE_NS
+
+    def _tell(self, recorder: Recorder) -> None:
+        out: list[Any] = recorder.tracker.out
+        recorder.tracker.out = []
+        for found in out:
+            if not self.active:
+                self.active = True
+                self._started()
+            if recorders.main is None and isinstance(found, Step):
+                recorders.main = recorder
+            self.telemetry.take(found, recorder)
+
+    def finish(self, *, failed: bool) -> None:
+        """Stop the thread, then take what is left and close what is open."""
+        self._stop = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=1.0)
+        with self._lock, guard("the last drain"):
+            for recorder in list(recorders.all):
+                self._drain(recorder, pause=False)
+                if recorder.tracker is not None:
+                    recorder.tracker.finish(failed=failed and recorder is (recorders.main or recorder))
+                    self._tell(recorder)

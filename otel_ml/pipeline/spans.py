@@ -1,0 +1,242 @@
+"""Spans of chosen steps, and the live step that user spans and logs nest under."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+
+from otel_ml import names
+from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.core.identity import run_trace_id, step_span_id, step_trace_id
+from otel_ml.pipeline.budget import Budget, stride_for
+from otel_ml.pipeline.ids import OneShotIds, RememberingSampler
+
+if TYPE_CHECKING:
+
+    from otel_ml.core.clock import Anchor
+    from otel_ml.core.identity import Identity
+    from otel_ml.core.recorder import Recorder
+    from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
+
+__all__ = ["LiveStep", "Marker", "Spans"]
+
+_RANDOM_FLAG = 2
+_FIRST = 10  # steps kept whatever the rate
+_SEGMENT_NS = 600 * 1_000_000_000
+_RUN_STEP = -1  # the step number from which the run's own span ids are derived
+
+
+class LiveStep(NonRecordingSpan):
+    """Attached once; whoever asks for the current span gets the step this thread is in now."""
+
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
+        self._memo: tuple[int, int, SpanContext] | None = None
+
+    @property
+    def _context(self) -> SpanContext:
+        return self.get_span_context()
+
+    def get_span_context(self) -> SpanContext:
+        """The step's context; invalid where there is no step."""
+        recorder = recorders.live()
+        if recorder is None or not recorder.state:
+            return trace.INVALID_SPAN_CONTEXT
+        memo = self._memo
+        number, ordinal = recorder.number, recorder.ordinal
+        if memo is None or memo[0] != number or memo[1] != ordinal:
+            memo = self._memo = (number, ordinal, self._spans.context(number, ordinal))
+        return memo[2]
+
+    def __eq__(self, other: object) -> bool:
+        if other is trace.INVALID_SPAN:
+            return not self.get_span_context().is_valid
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+class Marker(SpanProcessor):
+    """Stamps the step's number on user spans opened directly in a step, and has that step kept."""
+
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
+
+    def on_start(self, span: Any, parent_context: Context | None = None) -> None:
+        """Called in the user's thread for every span that starts."""
+        current = trace.get_current_span(parent_context)
+        if isinstance(current, LiveStep):
+            recorder = recorders.live()
+            if recorder is not None and recorder.state:
+                number = recorder.number
+                span.set_attribute(names.STEP_NUMBER, number)
+                self._spans.must_keep.add((recorder.ordinal, number))
+
+
+class Spans:
+    """Makes spans after the fact, with explicit times, on the drain thread."""
+
+    def __init__(self, identity: Identity, anchor: Anchor, *, steps_per_second: float, started: int) -> None:
+        self.identity = identity
+        self.anchor = anchor
+        self.allowed = steps_per_second
+        self.must_keep: set[tuple[int, int]] = set()
+        self.live = LiveStep(self)
+        self.stride = 1
+        self.started = started
+        self._segment_start = started
+        self._segment = 0
+        self._mean_ns = 0.0
+        self._others = Budget(10.0, 200.0, started)
+        self._calls = Budget(steps_per_second, _FIRST, started)
+        self._last_evaluation: dict[int, Evaluation] = {}
+        self._emitted: dict[int, int] = {}
+        self._tracer: Any = None
+        self._ids: OneShotIds | None = None
+        self._sampler: RememberingSampler | None = None
+
+    def use(self, tracer: Any) -> None:
+        """Send to this tracer; an SDK tracer gets our ids and remembers its sampling decisions."""
+        self._tracer = tracer
+        self._ids = self._sampler = None
+        if hasattr(tracer, "id_generator") and hasattr(tracer, "sampler"):
+            if not isinstance(tracer.id_generator, OneShotIds):
+                tracer.id_generator = OneShotIds(tracer.id_generator)
+                tracer.sampler = RememberingSampler(tracer.sampler)
+            self._ids, self._sampler = tracer.id_generator, tracer.sampler
+
+    # --- contexts --------------------------------------------------------------------
+
+    def context(self, number: int, ordinal: int) -> SpanContext:
+        """The step's span context, the same before and after its span exists."""
+        identity = self.identity
+        trace_id = step_trace_id(identity.run_id, identity.attempt, number)
+        flags = _RANDOM_FLAG
+        state = None
+        if self._sampler is not None:
+            result = self._sampler.should_sample(None, trace_id, names.SPAN_STEP)
+            state = result.trace_state
+            if result.decision is Decision.RECORD_AND_SAMPLE:
+                flags |= TraceFlags.SAMPLED
+        return SpanContext(
+            trace_id,
+            step_span_id(identity.run_id, identity.attempt, number, identity.rank or 0, ordinal),
+            is_remote=False,
+            trace_flags=TraceFlags(flags),
+            trace_state=state,
+        )
+
+    def _run_ids(self, segment: int) -> tuple[int, int]:
+        identity = self.identity
+        return (
+            run_trace_id(identity.run_id, identity.attempt),
+            step_span_id(identity.run_id, identity.attempt, _RUN_STEP - segment, identity.rank or 0, 0),
+        )
+
+    def _run_link(self) -> Link:
+        trace_id, span_id = self._run_ids(self._segment)
+        return Link(SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)))
+
+    def _start(self, name: str, start: int, attributes: dict[str, Any], *, links: list[Link], ids: Any = None) -> Any:
+        if self._ids is not None and ids is not None:
+            self._ids.trace_id, self._ids.span_id = ids
+        return self._tracer.start_span(
+            name, Context(), links=links, start_time=self.anchor.unix(start), attributes=attributes
+        )
+
+    def _end(self, span: Any, end: int, error: str | None = None) -> None:
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR, error))
+        span.end(self.anchor.unix(end))
+
+    # --- what the tracker found ------------------------------------------------------
+
+    def keeps(self, step: Step, ordinal: int) -> bool:
+        """Whether this step becomes a trace."""
+        self._mean_ns = step.duration if not self._mean_ns else 0.9 * self._mean_ns + 0.1 * step.duration
+        self.stride = stride_for(1e9 / max(1.0, self._mean_ns), self.allowed) if self.allowed > 0 else 1 << 30
+        marked = (ordinal, step.number) in self.must_keep
+        self.must_keep.discard((ordinal, step.number))
+        self._emitted[ordinal] = step.number
+        unusual = step.outcome != "ok" or step.compiled or step.checkpointed
+        chosen = self.allowed > 0 and (step.number < _FIRST or step.number % self.stride == 0)
+        return marked or chosen or (unusual and self._others.take(1, step.end))
+
+    def step(self, step: Step, recorder: Recorder, attributes: dict[str, Any]) -> Context:
+        """Emit a kept step: a root span and a child for each interval; returns its context for exemplars."""
+        own = self.context(step.number, recorder.ordinal)
+        root = self._start(
+            names.SPAN_STEP, step.start, attributes, links=[self._run_link()], ids=(own.trace_id, own.span_id)
+        )
+        inside = trace.set_span_in_context(root, Context())
+        for phase, start, end in step.intervals:
+            name = {"compile": names.SPAN_COMPILE, "checkpoint": names.SPAN_CHECKPOINT}.get(phase, phase)
+            child = self._tracer.start_span(
+                name, inside, start_time=self.anchor.unix(start), attributes={names.PHASE: phase}
+            )
+            child.end(self.anchor.unix(end))
+        self._end(root, step.end, step.outcome if step.outcome == "failed" else None)
+        return inside
+
+    def evaluation(self, evaluation: Evaluation, ordinal: int) -> None:
+        """Emit an evaluation."""
+        self._last_evaluation[ordinal] = evaluation
+        if self._others.take(1, evaluation.end):
+            span = self._start(names.SPAN_EVALUATION, evaluation.start, {}, links=[self._run_link()])
+            self._end(span, evaluation.end)
+
+    def call(self, call: Call) -> None:
+        """Emit an inference, within the budget."""
+        if self._calls.take(1, call.end):
+            attributes = {names.MODEL_NAME: roots.facts[call.root].get("name", roots.labels[call.root])}
+            span = self._start(names.SPAN_INFERENCE, call.start, attributes, links=[self._run_link()])
+            self._end(span, call.end)
+
+    def rare(self, rare: Rare, name: str, attributes: dict[str, Any]) -> None:
+        """Emit a compile or checkpoint that happened outside a step; those inside are its children."""
+        if rare.step is None and self._others.take(1, rare.end):
+            span = self._start(name, rare.start, attributes, links=[self._run_link()])
+            self._end(span, rare.end, rare.payload.get("error"))
+
+    def tick(self, now_ns: int) -> None:
+        """Close the run's segment every ten minutes."""
+        if now_ns - self._segment_start >= _SEGMENT_NS:
+            self._run(now_ns, {}, None)
+            self._segment += 1
+            self._segment_start = now_ns
+
+    def finish(self, now_ns: int, attributes: dict[str, Any], error: str | None) -> None:
+        """Give every user span still without one its parent, and end the run's span."""
+        for ordinal, number in sorted(self.must_keep):
+            if number <= self._emitted.get(ordinal, -1):
+                continue
+            evaluation = self._last_evaluation.get(ordinal)
+            name = names.SPAN_EVALUATION if evaluation is not None else names.SPAN_STEP
+            start, end = (evaluation.start, evaluation.end) if evaluation is not None else (now_ns, now_ns)
+            own = self.context(number, ordinal)
+            span = self._start(name, start, {}, links=[self._run_link()], ids=(own.trace_id, own.span_id))
+            self._end(span, end)
+        self.must_keep.clear()
+        self._run(now_ns, attributes, error)
+
+    def _run(self, end: int, attributes: dict[str, Any], error: str | None) -> None:
+        links = []
+        if self._segment:
+            trace_id, span_id = self._run_ids(self._segment - 1)
+            links.append(Link(SpanContext(trace_id, span_id, is_remote=False)))
+        span = self._start(
+            names.SPAN_RUN, self._segment_start, attributes, links=links, ids=self._run_ids(self._segment)
+        )
+        self._end(span, end, error)
+
+
+def optimizer_label(number: int) -> str:
+    """What to call an optimizer in attributes."""
+    return optimizers.labels[number] if 0 <= number < len(optimizers.labels) else "by hand"
+
+

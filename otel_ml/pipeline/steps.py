@@ -1,0 +1,481 @@
+"""What a training step is: a pure state machine over one thread's recorded events.
+
+The drain feeds a `Tracker` the events of one recorder, in the order of their ends, and
+gets back finished `Step`s, `Evaluation`s and `Call`s. No clock, no OpenTelemetry, no
+framework: `tests/pipeline/test_steps.py` holds a table for every rule.
+
+- A *turn* is an optimizer's step, or a scaler's that skipped one. It must have happened
+  before anything can close the step.
+- An *edge* closes it: after a turn, a batch fetch, the iterator's end, a root forward
+  without grad, or the construction of an optimizer, at once. A root forward with grad,
+  zero_grad or backward is a *candidate*: confirmed when an optimizer of this round takes
+  its turn again, discarded when a new one does (a GAN: one step holds one round).
+- Events nest by containment: what a later event's interval covers was inside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from otel_ml.core import recorder as r
+
+__all__ = ["Call", "Evaluation", "Rare", "Step", "Tracker"]
+
+DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, COMPILE, CHECKPOINT = (
+    "data_wait", "forward", "backward", "optimizer", "compile", "checkpoint",
+)  # fmt: skip
+RESIDUAL = "residual"
+
+_PHASE = {
+    r.FETCH: DATA_WAIT,
+    r.FETCH_END: DATA_WAIT,
+    r.FORWARD: FORWARD,
+    r.FORWARD_NOGRAD: FORWARD,
+    r.BACKWARD: BACKWARD,
+    r.ZERO_GRAD: OPTIMIZER,
+    r.STEP: OPTIMIZER,
+    r.SCALER: OPTIMIZER,
+    r.CLIP: OPTIMIZER,
+    r.OPTIMIZER_WORK: OPTIMIZER,
+    r.COMPILE: COMPILE,
+    r.CHECKPOINT: CHECKPOINT,
+}
+_OPENERS = frozenset({r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.SCALER})
+_CANDIDATES = frozenset({r.FORWARD, r.BACKWARD, r.ZERO_GRAD})
+_TURNS = frozenset({r.STEP, r.SCALER})
+_NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP})
+_TOKENS_SHIFT = 32
+_MASK = (1 << _TOKENS_SHIFT) - 1
+
+
+class Item(NamedTuple):
+    """One top-level event of a step, with what was inside it."""
+
+    code: int
+    start: int
+    end: int
+    a: Any
+    b: Any
+    inside: tuple[Item, ...] = ()
+
+
+class Rare(NamedTuple):
+    """A compile or a checkpoint, wherever it happened: passed on with the step it was in, if any."""
+
+    code: int
+    start: int
+    end: int
+    payload: dict[str, Any]
+    step: int | None
+
+
+@dataclass
+class Step:
+    """One training step; instants are `now()` nanoseconds, `phases` nanoseconds by phase."""
+
+    number: int
+    start: int
+    end: int
+    outcome: str = "ok"
+    skip_reason: str | None = None
+    phases: dict[str, int] = field(default_factory=dict)
+    intervals: list[tuple[str, int, int]] = field(default_factory=list)
+    losses: dict[int, float] = field(default_factory=dict)
+    learning_rates: dict[int, Any] = field(default_factory=dict)
+    grad_norm: float | None = None
+    samples: int | None = None
+    tokens: int | None = None
+    micro_batches: int = 0
+    compiled: bool = False
+    checkpointed: bool = False
+
+    @property
+    def duration(self) -> int:
+        """Nanoseconds from edge to edge."""
+        return self.end - self.start
+
+
+@dataclass
+class Evaluation:
+    """Root forwards without grad between training steps."""
+
+    start: int
+    end: int
+    calls: int
+    next_step: int
+
+
+class Call(NamedTuple):
+    """One root forward without grad of a thread that has never trained."""
+
+    start: int
+    end: int
+    root: int
+    samples: int | None
+
+
+Output = Step | Evaluation | Call | Rare
+
+
+class Tracker:
+    """Turns one thread's events into steps, evaluations and calls.
+
+    `trains` says whether the process trains (an optimizer exists or backward has run):
+    until it does, root forwards without grad are calls.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.trains = False
+        self.by_hand = True  # no optimizer was ever constructed: weights are updated by hand
+        self.items: list[Item] = []
+        self.round: set[int] = set()
+        self.candidate: int | None = None  # index into items
+        self.losses: dict[int, float] = {}
+        self.roots: set[int] = set()
+        self.out: list[Output] = []
+        self.loose: list[Item] = []  # compiles and checkpoints outside a step, until their container ends
+        self.last_end = 0
+        self._pending_eval: list[Item] = []
+
+    # --- input -----------------------------------------------------------------------
+
+    def feed(self, code: int, start: int, end: int, a: Any, b: Any) -> None:
+        """Take one event; what it completes is appended to `out`."""
+        inside = self._absorb(start)
+        item = Item(code, start, end, a, b, inside)
+        if code in (r.COMPILE, r.CHECKPOINT):
+            self.out.append(Rare(code, start, end, a, self.number if self.items else None))
+            (self.items if self.items else self.loose).append(item)
+            return
+        if inside:
+            # What was taken for an edge inside this event was none: the event began before it.
+            self._forget(inside)
+        if code == r.BUILD:
+            self.built()
+            if self._turned():
+                self._close_at(start, len(self.items))
+            return
+        if code in _TURNS:
+            self._turn(item)
+        elif code == r.FETCH_END:
+            if self._turned():
+                self._close_at(start, len(self.items))
+            elif self.items:
+                self._insert(item)
+        elif code == r.FORWARD_NOGRAD:
+            self._forward_nograd(item)
+        else:
+            self._event(item)
+        self.last_end = max(self.last_end, end)
+
+    def built(self) -> None:
+        """An optimizer exists in the process: it trains, and not by hand."""
+        self.trains = True
+        self.by_hand = False
+
+    def finish(self, *, failed: bool = False) -> None:
+        """The thread's or the program's end: close what is open at its last event."""
+        if self._turned():
+            if failed and self.candidate is not None:
+                at = self.candidate
+                self._close_at(self.items[at].start, at)
+                self._fail()
+            elif failed:
+                self._close_at(self.last_end, len(self.items), outcome="failed")
+            else:
+                # A candidate never confirmed is no step: it stays in this one, as its residual.
+                at = self.candidate if self.candidate is not None else len(self.items)
+                self._close_at(self.items[at - 1].end, at)
+                self._leave_open()
+        elif self.by_hand and self._backwards() and not failed:
+            self._close_manual(self.last_end)
+        elif failed and self.items:
+            self._fail()
+        else:
+            self._leave_open()
+        self._flush_evaluation()
+        self.items = []
+
+    # --- the rules -------------------------------------------------------------------
+
+    def _event(self, item: Item) -> None:
+        """A fetch, root forward with grad, backward, zero_grad or other optimizer work."""
+        code = item.code
+        if code == r.FORWARD:
+            self.roots.add(item.a)
+        elif code == r.BACKWARD:
+            self.trains = True
+        if self._turned():
+            if code == r.FETCH:
+                self._close_at(item.start, len(self.items))
+            elif code in _CANDIDATES and self.candidate is None:
+                self.candidate = len(self.items)
+        elif self.by_hand and code in (r.FETCH, r.FORWARD) and self._backwards():
+            self._close_manual(item.start)
+        if not self.items and code not in _OPENERS:
+            return
+        self._insert(item)
+
+    def _forward_nograd(self, item: Item) -> None:
+        if not self.trains:
+            self.out.append(Call(item.start, item.end, item.a, _samples(item.b)))
+            return
+        if self._turned():
+            self._close_at(item.start, len(self.items))
+        if self.items:
+            self._insert(item)
+        else:
+            self._pending_eval.append(item)
+
+    def _turn(self, item: Item) -> None:
+        self.built()
+        optimizer = item.a
+        if optimizer in self.round:
+            at = self.candidate if self.candidate is not None else len(self.items)
+            edge = self.items[at].start if at < len(self.items) else item.start
+            self._close_at(edge, at)
+        self.candidate = None
+        if not self.items:
+            self._open()
+        self._insert(item)
+        self.round.add(optimizer)
+
+    def _turned(self) -> bool:
+        return bool(self.round)
+
+    def _backwards(self) -> int:
+        return sum(1 for i in self.items if i.code == r.BACKWARD)
+
+    # --- bookkeeping -----------------------------------------------------------------
+
+    def _absorb(self, start: int) -> tuple[Item, ...]:
+        """Take off the tail what began at or after `start`: it was inside the event that ends now."""
+        items = self.items
+        at = len(items)
+        while at and items[at - 1].start >= start:
+            at -= 1
+        inside = tuple(items[at:])
+        del items[at:]
+        if self.loose:
+            inside += tuple(i for i in self.loose if i.start >= start)
+            self.loose = []
+        return inside
+
+    def _forget(self, inside: tuple[Item, ...]) -> None:
+        """Undo what the absorbed events had decided."""
+        for item in inside:
+            if item.code in _TURNS and not any(i.code in _TURNS and i.a == item.a for i in self.items):
+                self.round.discard(item.a)
+        if self.candidate is not None and self.candidate >= len(self.items):
+            self.candidate = None
+
+    def _insert(self, item: Item) -> None:
+        if not self.items:
+            self._open()
+        self.items.append(item)
+
+    def _open(self) -> None:
+        self._flush_evaluation()
+
+    def _flush_evaluation(self) -> None:
+        calls = [i for i in self._pending_eval if i.code == r.FORWARD_NOGRAD]
+        if calls:
+            self.out.append(Evaluation(self._pending_eval[0].start, self._pending_eval[-1].end, len(calls), self.number))
+        self._pending_eval = []
+
+    def _leave_open(self) -> None:
+        """The open items never became a step; forwards without a backward were an evaluation."""
+        if any(i.code == r.FORWARD_NOGRAD for i in self.items):
+            self._pending_eval.extend(self.items)
+        self.items = []
+        self.round = set()
+        self.candidate = None
+
+    def _split_evaluation(self) -> None:
+        """Put aside the batches before the step's own in which a forward ran but no backward did."""
+        items = self.items
+        limit = next((n for n, i in enumerate(items) if i.code in (r.BACKWARD, r.STEP, r.SCALER)), len(items))
+        fetches = [n for n in range(limit) if items[n].code == r.FETCH]
+        cut = 0
+        if fetches:
+            last = fetches[-1]
+            forwards = [n for n in range(last) if items[n].code in (r.FORWARD, r.FORWARD_NOGRAD)]
+            if forwards:
+                cut = forwards[-1] + 1
+                while cut < len(items) and items[cut].code == r.FETCH_END:
+                    cut += 1
+        else:
+            quiet = [n for n in range(limit) if items[n].code == r.FORWARD_NOGRAD]
+            if quiet and not any(items[n].code in (r.FORWARD, r.ZERO_GRAD) for n in range(quiet[-1])):
+                cut = quiet[-1] + 1
+        if cut:
+            self._pending_eval.extend(items[:cut])
+            self._flush_evaluation()
+            del items[:cut]
+
+    def _close_manual(self, end: int) -> None:
+        self._emit(end, self.items, "ok")
+        self.items = []
+
+    def _fail(self) -> None:
+        if self.items:
+            self._emit(max(self.last_end, self.items[-1].end), self.items, "failed")
+
+    def _close_at(self, end: int, at: int, outcome: str = "ok") -> None:
+        """Close the step at `end`; items from index `at` on belong to the next."""
+        rest = self.items[at:]
+        mine = self.items[:at]
+        self.items = mine
+        self._emit(end, mine, outcome)
+        self.round = set()
+        self.candidate = None
+        self.items = rest
+
+    def _emit(self, end: int, items: list[Item], outcome: str) -> None:
+        self.items = items
+        self._split_evaluation()
+        items = self.items
+        if not items:
+            return
+        step = Step(self.number, items[0].start, max(end, items[-1].end), outcome)
+        _phases(step, items)
+        self._values(step, items)
+        self.number += 1
+        self.out.append(step)
+
+    def _values(self, step: Step, items: list[Item]) -> None:
+        sums: dict[int, float] = {}
+        running: float | None = None
+        turns = skipped = 0
+        for item in _flat(items):
+            code = item.code
+            if code == r.BACKWARD:
+                step.micro_batches += 1
+                if item.a is not None:
+                    running = item.a if running is None else running + item.a
+            elif code in _TURNS:
+                turns += 1
+                inner = next((i for i in item.inside if i.code == r.STEP), None)
+                scale = item.b if code == r.SCALER else None
+                if code == r.SCALER and inner is None:
+                    skipped += 1
+                if running is not None:
+                    loss = running / scale if scale else running
+                    sums[item.a] = sums[item.a] + loss if item.a in sums else loss
+                running = None
+                rates = inner.b if inner is not None else (item.b if code == r.STEP else None)
+                if rates is not None:
+                    step.learning_rates[item.a] = rates
+            elif code == r.CLIP and item.a is not None:
+                step.grad_norm = item.a
+        if running is not None and not turns:
+            sums[-1] = running
+        step.losses = sums
+        if turns and skipped == turns and step.outcome == "ok":
+            step.outcome, step.skip_reason = "skipped", "gradient_overflow"
+        self._samples(step, items)
+
+    def _samples(self, step: Step, items: list[Item]) -> None:
+        fetches = [i for i in items if i.code == r.FETCH]
+        if fetches:
+            known = [i for i in fetches if i.a >= 0]
+            if known:
+                step.samples = sum(i.a for i in known)
+            tokens = [i.b for i in fetches if i.b >= 0]
+            if tokens:
+                step.tokens = sum(tokens)
+            return
+        forwards = [i for i in items if i.code == r.FORWARD]
+        # Without a loader, the root's own batch is the step's only where one root runs once a backward.
+        if len(self.roots) == 1 and len(forwards) == step.micro_batches and all(i.b > 0 for i in forwards):
+            step.samples = sum(i.b & _MASK for i in forwards)
+            tokens_in = sum(i.b >> _TOKENS_SHIFT for i in forwards)
+            step.tokens = tokens_in or None
+
+
+def _samples(packed: int) -> int | None:
+    return packed & _MASK if packed > 0 else None
+
+
+def _flat(items: list[Item]) -> list[Item]:
+    """The items that count, those inside closures of an optimizer's step included."""
+    flat: list[Item] = []
+    for item in items:
+        if item.code in _TURNS:
+            flat.extend(i for i in item.inside if i.code in (r.BACKWARD, r.CLIP))
+        elif item.inside:
+            flat.extend(i for i in item.inside if i.code == r.CLIP)
+        flat.append(item)
+    return flat
+
+
+def _phases(step: Step, items: list[Item]) -> None:
+    """Lay the step out: each phase's intervals, nothing overlapping, the rest as residual."""
+    spans: list[tuple[str, int, int]] = []
+    forward: int | None = None  # where the forward phase of the next backward began
+    for item in items:
+        if item.code == r.FORWARD and forward is None:
+            forward = item.start
+        elif item.code == r.BACKWARD and forward is not None:
+            spans.append((FORWARD, forward, item.start))
+            forward = None
+        elif item.code in _TURNS or (item.code == r.FETCH and forward is not None):
+            forward = None
+    own = [s for i in items for s in _own(i)]
+    covered = _subtract(spans, own) + own
+    covered.sort(key=lambda s: (s[1], s[2]))
+    start, end = step.start, step.end
+    total = 0
+    for name, begin, stop in covered:
+        first, last = max(begin, start), min(stop, end)
+        if last <= first:
+            continue
+        step.phases[name] = step.phases.get(name, 0) + last - first
+        total += last - first
+        if step.intervals and step.intervals[-1][0] == name and step.intervals[-1][2] == first:
+            step.intervals[-1] = (name, step.intervals[-1][1], last)
+        else:
+            step.intervals.append((name, first, last))
+    step.phases[RESIDUAL] = end - start - total
+    step.compiled = COMPILE in step.phases
+    step.checkpointed = CHECKPOINT in step.phases
+
+
+def _own(item: Item) -> list[tuple[str, int, int]]:
+    """An item's own intervals: its time less what was inside it and counts on its own."""
+    name = _PHASE[item.code]
+    inner: list[tuple[str, int, int]] = []
+    closure = item.code in _TURNS
+    forward: int | None = None
+    for child in item.inside:
+        if child.code in _NESTED_KEEP:
+            if child.code != r.CLIP:
+                inner.extend(_own(child))
+        elif closure and child.code == r.FORWARD:
+            forward = child.start if forward is None else forward
+        elif closure and child.code == r.BACKWARD:
+            if forward is not None:
+                inner.append((FORWARD, forward, child.start))
+                forward = None
+            inner.extend(_own(child))
+        else:
+            inner.extend(s for s in _own(child) if s[0] in (COMPILE, CHECKPOINT))
+    return _subtract([(name, item.start, item.end)], inner) + inner
+
+
+def _subtract(spans: list[tuple[str, int, int]], holes: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """`spans` with every hole cut out."""
+    for _, begin, stop in holes:
+        cut: list[tuple[str, int, int]] = []
+        for name, first, last in spans:
+            if stop <= first or begin >= last:
+                cut.append((name, first, last))
+                continue
+            if first < begin:
+                cut.append((name, first, begin))
+            if stop < last:
+                cut.append((name, stop, last))
+        spans = cut
+    return spans

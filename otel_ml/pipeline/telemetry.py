@@ -1,0 +1,227 @@
+"""What each finding of the tracker becomes in OpenTelemetry; the drain thread calls it and nobody else."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from otel_ml import names
+from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.errors import swallowed
+from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+    from otel_ml.core.clock import Anchor
+    from otel_ml.core.recorder import Recorder
+    from otel_ml.pipeline.aggregate import Aggregate
+    from otel_ml.pipeline.instruments import Instruments
+    from otel_ml.pipeline.records import Records
+    from otel_ml.pipeline.spans import Spans
+
+__all__ = ["Telemetry"]
+
+_FUNCTIONS = 50  # compiled functions told apart in metrics; the rest are "other"
+
+
+class Telemetry:
+    """Fans every finding out to metrics, spans, events and the run's aggregates."""
+
+    def __init__(
+        self, *, instruments: Instruments, spans: Spans, records: Records, aggregate: Aggregate, anchor: Anchor
+    ) -> None:
+        self.instruments = instruments
+        self.spans = spans
+        self.records = records
+        self.aggregate = aggregate
+        self.anchor = anchor
+        self.framework = "torch"
+        self._functions: set[str] = set()
+        self._told: dict[str, float] = {}
+        self._told_errors = 0
+        self._told_records = (0, 0)
+        self._told_cpu = 0.0
+        self._described: set[int] = set()
+        self._optimizers_seen: set[int] = set()
+
+    def take(self, found: Step | Evaluation | Call | Rare, recorder: Recorder) -> None:
+        """Tell of one finding."""
+        if isinstance(found, Step):
+            self._step(found, recorder)
+        elif isinstance(found, Evaluation):
+            self.instruments.observe(names.EVALUATION_DURATION, [(found.end - found.start) / 1e9], None)
+            self.aggregate.evaluation(found)
+            self.spans.evaluation(found, recorder.ordinal)
+        elif isinstance(found, Call):
+            self._call(found)
+        else:
+            self._rare(found)
+
+    def _labels(self) -> dict[int, str]:
+        if len(self._optimizers_seen - {-1}) <= 1:
+            return {}
+        return {n: optimizers.labels[n] for n in self._optimizers_seen if 0 <= n < len(optimizers.labels)}
+
+    def _step(self, step: Step, recorder: Recorder) -> None:
+        self._optimizers_seen.update(step.losses, step.learning_rates)
+        labels = self._labels()
+        self.aggregate.step(step, labels)
+        attributes = self._record(step, labels)
+        kept = self.spans.keeps(step, recorder.ordinal)
+        context = self.spans.step(step, recorder, attributes) if kept else None
+        self.records.step(step.end, attributes, context)
+        self._step_metrics(step, labels, context)
+
+    def _step_metrics(self, step: Step, labels: dict[int, str], context: Context | None) -> None:
+        instruments = self.instruments
+        framework = {names.FRAMEWORK_NAME: self.framework}
+        if step.outcome == "ok":
+            if context is not None:
+                instruments.record_kept(names.STEP_DURATION, step.duration / 1e9, framework, context)
+            else:
+                instruments.observe(names.STEP_DURATION, [step.duration / 1e9], framework)
+            for phase, spent in step.phases.items():
+                instruments.observe(names.PHASE_DURATION, [spent / 1e9], {names.PHASE: phase})
+        outcome = {names.OUTCOME: step.outcome}
+        if step.skip_reason is not None:
+            outcome[names.SKIP_REASON] = step.skip_reason
+        instruments.add(names.STEPS, 1, outcome)
+        for metric, amount in (
+            (names.SAMPLES, step.samples), (names.TOKENS, step.tokens), (names.MICRO_BATCHES, step.micro_batches),
+        ):  # fmt: skip
+            if amount:
+                instruments.add(metric, amount, None)
+        for number, loss in step.losses.items():
+            instruments.set(names.LOSS, loss, _of(labels, number))
+            if not math.isfinite(loss):
+                instruments.add(names.NONFINITE, 1, {names.SCALAR_NAME: "loss"})
+        for number, rates in step.learning_rates.items():
+            if isinstance(rates, tuple):
+                for group, rate in enumerate(rates):
+                    if rate is not None:
+                        instruments.set(
+                            names.LEARNING_RATE, rate, {**(_of(labels, number) or {}), names.PARAM_GROUP: group}
+                        )
+            else:
+                instruments.set(names.LEARNING_RATE, rates, _of(labels, number))
+        if step.grad_norm is not None:
+            instruments.set(names.GRAD_NORM, step.grad_norm, None)
+            if not math.isfinite(step.grad_norm):
+                instruments.add(names.NONFINITE, 1, {names.SCALAR_NAME: "grad_norm"})
+        instruments.set(names.RUN_PROGRESS, self.anchor.unix(step.end) / 1e9, None)
+
+    def _record(self, step: Step, labels: dict[int, str]) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            names.OUTCOME: step.outcome,
+            names.STEP_DURATION_S: step.duration / 1e9,
+            names.STEP_MICRO_BATCHES: step.micro_batches,
+        }
+        if step.skip_reason is not None:
+            out[names.SKIP_REASON] = step.skip_reason
+        for phase, spent in step.phases.items():
+            out[f"{names.STEP_PHASE}.{phase}"] = spent / 1e9
+        for number, loss in step.losses.items():
+            label = labels.get(number)
+            out[f"{names.STEP_LOSS}.{label}" if label is not None else names.LOSS.name] = loss
+        first = next(iter(step.learning_rates.values()), None)
+        rate = first[0] if isinstance(first, tuple) else first
+        for key, value in (
+            (names.LEARNING_RATE.name, rate), (names.GRAD_NORM.name, step.grad_norm),
+            (names.STEP_SAMPLES, step.samples), (names.STEP_TOKENS, step.tokens),
+        ):  # fmt: skip
+            if value is not None:
+                out[key] = value
+        out[names.STEP_NUMBER] = step.number  # identity last: the SDK keeps the last 128 attributes
+        return out
+
+    def _call(self, call: Call) -> None:
+        self.aggregate.call(call)
+        self.spans.call(call)
+        model = {names.MODEL_NAME: roots.facts[call.root].get("name", roots.labels[call.root])}
+        self.instruments.observe(names.INFERENCE_DURATION, [(call.end - call.start) / 1e9], {**model, names.OUTCOME: "ok"})
+        self.instruments.add(names.INFERENCE_REQUESTS, 1, {**model, names.OUTCOME: "ok"})
+        if call.samples is not None:
+            self.instruments.observe(names.INFERENCE_BATCH_SIZE, [float(call.samples)], model)
+
+    def _rare(self, rare: Rare) -> None:
+        self.aggregate.rare(rare)
+        payload = rare.payload
+        seconds = (rare.end - rare.start) / 1e9
+        if "function" in payload:
+            function = payload["function"]
+            self.instruments.observe(names.COMPILE_DURATION, [seconds], {names.FRAMEWORK_NAME: self.framework})
+            self.spans.rare(rare, names.SPAN_COMPILE, {names.FUNCTION_NAME: function})
+            if payload["reason"] is not None:
+                if function not in self._functions and len(self._functions) >= _FUNCTIONS:
+                    function = "other"
+                self._functions.add(function)
+                why = {names.FUNCTION_NAME: function, names.COMPILE_REASON_KIND: payload["kind"]}
+                self.instruments.add(names.RECOMPILES, 1, why)
+                self.records.event(
+                    names.EVENT_RECOMPILED,
+                    f"{payload['function']} compiled again: {payload['reason']}",
+                    {names.FUNCTION_NAME: payload["function"], names.COMPILE_REASON_KIND: payload["kind"],
+                     names.COMPILE_REASON: payload["reason"]},
+                    rare.end,
+                )  # fmt: skip
+            return
+        operation = payload["operation"]
+        tags = {names.CHECKPOINT_OPERATION: operation}
+        if payload["error"] is not None:
+            tags[names.ERROR_TYPE] = payload["error"]
+        self.instruments.observe(names.CHECKPOINT_DURATION, [seconds], tags)
+        size = payload.get("size")
+        if size is not None:
+            self.instruments.observe(names.CHECKPOINT_SIZE, [float(size)], {names.CHECKPOINT_OPERATION: operation})
+        details = {
+            names.CHECKPOINT_OPERATION: operation, names.CHECKPOINT_PATH: payload.get("path"),
+            names.CHECKPOINT_SIZE_BY: size, names.CHECKPOINT_DURATION_S: seconds, names.ERROR_TYPE: payload["error"],
+        }  # fmt: skip
+        self.spans.rare(rare, names.SPAN_CHECKPOINT, {k: v for k, v in details.items() if v is not None})
+        if payload["error"] is None:
+            event, said = (
+                (names.EVENT_CHECKPOINT_SAVED, "saved") if operation == "save" else (names.EVENT_CHECKPOINT_LOADED, "loaded")
+            )
+            if operation == "save":
+                self.instruments.set(names.CHECKPOINT_TIMESTAMP, self.anchor.unix(rare.end) / 1e9, None)
+            self.records.event(event, f"checkpoint {said}: {payload.get('path', 'a stream')}", details, rare.end)
+
+    # --- about the run and ourselves -------------------------------------------------
+
+    def tick(self, *, upto: int | None, cpu_s: float, state: str) -> None:
+        """Bring the run's own metrics up to date."""
+        instruments = self.instruments
+        for category, seconds in self.aggregate.categories(upto).items():
+            more = seconds - self._told.get(category, 0.0)
+            if more > 0:
+                instruments.add(names.RUN_TIME, more, {names.TIME_CATEGORY: category})
+                self._told[category] = seconds
+        for known in ("running", "finished", "failed"):
+            instruments.set(names.RUN_STATUS, int(known == state), {names.RUN_STATE: known})
+        totals = self.aggregate.fill(upto if upto is not None else self.aggregate.accounted)
+        if totals.memory_peak_by is not None:
+            instruments.set(names.MEMORY_PEAK, totals.memory_peak_by, None)
+        for number, facts in enumerate(roots.facts):
+            if facts and number not in self._described:
+                self._described.add(number)
+                for trainable in (True, False):
+                    count = facts["trainable" if trainable else "frozen"]
+                    tags = {names.MODEL_NAME: facts["name"], names.PARAMETER_TRAINABLE: trainable}
+                    instruments.set(names.MODEL_PARAMETERS, count, tags)
+        taken, dropped = recorders.counts()
+        instruments.add(names.RECORD_COUNT, taken - self._told_records[0], None)
+        instruments.add(names.RECORD_DROPPED, dropped - self._told_records[1], None)
+        self._told_records = (taken, dropped)
+        instruments.add(names.DRAIN_DURATION, max(0.0, cpu_s - self._told_cpu), None)
+        self._told_cpu = cpu_s
+        errors = sum(swallowed.counts.values())
+        if errors > self._told_errors:
+            instruments.add(names.ERROR_COUNT, errors - self._told_errors, None)
+            self._told_errors = errors
+        totals.records, totals.records_dropped, totals.errors, totals.drain_cpu_s = taken, dropped, errors, cpu_s
+        totals.thinned = self.records.thinned
+
+
+def _of(labels: dict[int, str], number: int) -> dict[str, Any] | None:
+    return {names.OPTIMIZER: labels[number]} if number in labels else None

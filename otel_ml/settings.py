@@ -1,0 +1,321 @@
+"""What users can set: every `OTEL_ML_*` variable with its default, its parser and what it means.
+
+OTel's own variables keep their meaning and come first; ours exist only for what OTel has
+no word for. The distro and the commands read the environment once, through
+`Settings.from_env()`, and hand the values down: nothing else reads `OTEL_ML_*`, but for
+what is needed before settings can be read (`otel_ml.errors`, `otel_ml.core`). An empty
+value means unset, as in OTel. Names that begin with `OTEL_ML_INTERNAL_` are our own
+processes talking to each other and are no settings.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from otel_ml.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = [
+    "INTERNAL_LAUNCHER", "SETTINGS", "SIGNALS", "Setting", "Settings", "config_file", "endpoint_configured",
+    "exporters", "in_launcher", "sdk_disabled",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+PREFIX = "OTEL_ML_"
+INTERNAL = "OTEL_ML_INTERNAL_"
+# Set to 1 by `otel-ml run` for its child: the parent prints the summary, the child does not.
+INTERNAL_LAUNCHER = "OTEL_ML_INTERNAL_LAUNCHER"
+
+SIGNALS = ("traces", "metrics", "logs")
+STORE = "store"
+
+_LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One variable: how it is written, what it means and what it is when nobody sets it."""
+
+    env: str
+    default: str
+    doc: str
+    example: str
+    parse: Callable[[str], Any]
+    find_default: Callable[[Mapping[str, str]], str] | None = None
+
+    def default_text(self, environ: Mapping[str, str]) -> str:
+        """The default as a user would type it; empty where unset means that there is none."""
+        return self.default if self.find_default is None else self.find_default(environ)
+
+
+# --- parsers: text to value, or ValueError with what is needed -----------------------------
+
+
+def _flag(text: str) -> bool:
+    if text in ("1", "true"):
+        return True
+    if text in ("0", "false"):
+        return False
+    message = "need 1 or 0"
+    raise ValueError(message)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        message = f"need a whole number ≥ {least}"
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(message) from None
+        if value < least:
+            raise ValueError(message)
+        return value
+
+    return parse
+
+
+def _number(*, least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        message = f"need a number from {least:g} to {most:g}"
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(message) from None
+        if not least <= value <= most:  # also refuses NaN
+            raise ValueError(message)
+        return value
+
+    return parse
+
+
+def _label(text: str) -> str | None:
+    if not text.isprintable() or len(text) > _LONGEST_TEXT:
+        message = f"need at most {_LONGEST_TEXT} printable characters"
+        raise ValueError(message)
+    return text or None
+
+
+def _folder(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # ~name of nobody
+        message = f"need a folder ({error})"
+        raise ValueError(message) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _data_folder(environ: Mapping[str, str]) -> str:
+    """Where this user's data goes when nobody says: XDG's place, else one that always exists."""
+    shared = environ.get("XDG_DATA_HOME", "")
+    if shared.startswith("/"):  # XDG: a relative path is to be ignored
+        return f"{shared.rstrip('/')}/otel-ml"
+    home = environ.get("HOME", "")
+    if not home:
+        try:
+            home = str(Path.home())
+        except RuntimeError:
+            import tempfile
+
+            return f"{tempfile.gettempdir()}/otel-ml-{os.getuid()}"
+    return f"{home.rstrip('/')}/.local/share/otel-ml"
+
+
+def _setting(
+    env: str,
+    default: str,
+    parse: Callable[[str], T],
+    doc: str,
+    *,
+    example: str,
+    find_default: Callable[[Mapping[str, str]], str] | None = None,
+) -> T:
+    setting = Setting(PREFIX + env, default, doc, example, parse, find_default)
+    value: T = field(default_factory=lambda: parse(setting.default_text(os.environ)), metadata={"setting": setting})
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The effective settings; `sources` says for each variable whether it came from `env` or is the `default`."""
+
+    enabled: bool = _setting("ENABLED", "1", _flag, "0 switches all of otel-ml off.", example="0")
+    summary: bool = _setting("SUMMARY", "1", _flag, "0 prints no summary when a run ends.", example="0")
+    verbose: bool = _setting(
+        "VERBOSE", "0", _flag, "1 says at start which distro, configurator, exporters and hooks won.", example="1"
+    )
+    directory: Path = _setting(
+        "DIR",
+        "$XDG_DATA_HOME/otel-ml, else ~/.local/share/otel-ml",
+        _folder,
+        "The folder that holds the runs, one folder each.",
+        example="./runs",
+        find_default=_data_folder,
+    )
+    store: bool = _setting("STORE", "1", _flag, "0 keeps nothing on this machine.", example="0")
+    store_run_mb: int = _setting(
+        "STORE_RUN_MB", "256", _whole(1), "The most that one run may take on disk, in MiB.", example="1024"
+    )
+    store_total_mb: int = _setting(
+        "STORE_TOTAL_MB", "2048", _whole(1), "The most that all runs may take; the oldest go first.", example="10240"
+    )
+    store_days: int = _setting(
+        "STORE_DAYS", "30", _whole(1), "Runs older than this many days are removed.", example="365"
+    )
+    run_id: str | None = _setting(
+        "RUN_ID", "", _label, "The run's id; unset, the job's id where there is one, else a new one.", example="gpt-42"
+    )
+    run_name: str | None = _setting(
+        "RUN_NAME", "", _label, "The run's name for people; unset, the script's name.", example="baseline"
+    )
+    steps_per_second: float = _setting(
+        "STEPS_PER_SECOND",
+        "1.0",
+        _number(least=0, most=1000),
+        "How many steps a second are kept as traces; metrics always cover every step.",
+        example="0.1",
+    )
+    points_per_second: float = _setting(
+        "POINTS_PER_SECOND",
+        "128",
+        _number(least=1, most=100_000),
+        "How many points a second the step curve may have before it is thinned.",
+        example="500",
+    )
+    points_burst: int = _setting(
+        "POINTS_BURST", "2000", _whole(0), "How many points may exceed that rate, so that short runs are exact.",
+        example="10000",
+    )  # fmt: skip
+    buffer: int = _setting(
+        "BUFFER", "262144", _whole(1024), "How many events a thread may hold before new ones are dropped.",
+        example="1048576",
+    )  # fmt: skip
+    shutdown_timeout_s: float = _setting(
+        "SHUTDOWN_TIMEOUT", "5", _number(least=0, most=600), "The most seconds that the exit may take.", example="30"
+    )
+    strict: bool = _setting("STRICT", "0", _flag, "1 raises errors of ours instead of logging them.", example="1")
+    views_drop: tuple[str, ...] = _setting(
+        "VIEWS_DROP", "", _names, "Metrics that are not made, with commas.", example="ml.training.grad_norm"
+    )
+    views_exponential: tuple[str, ...] = _setting(
+        "VIEWS_EXPONENTIAL", "", _names, "Histograms with exponential buckets, with commas.",
+        example="ml.training.step.duration",
+    )  # fmt: skip
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings in `environ` (the process's own, unless given).
+
+        Raises:
+            SettingsError: values that cannot be, or `OTEL_ML_*` names that do not exist;
+                one line each, with what to type.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        wrong = [_unknown(name) for name in sorted(environ) if _is_unknown(name, environ[name])]
+        for name, setting in _BY_FIELD.items():
+            given = environ.get(setting.env, "").strip()
+            sources[setting.env] = "env" if given else "default"
+            try:
+                values[name] = setting.parse(given or setting.default_text(environ))
+            except ValueError as error:
+                wrong.append(_refused(setting, given, str(error), environ))
+        if wrong:
+            raise SettingsError("\n".join(wrong))
+        return cls(**values, sources=sources)
+
+
+_BY_FIELD: dict[str, Setting] = {f.name: f.metadata["setting"] for f in fields(Settings) if "setting" in f.metadata}
+SETTINGS: dict[str, Setting] = {setting.env: setting for setting in _BY_FIELD.values()}
+FIELDS: dict[str, str] = {setting.env: name for name, setting in _BY_FIELD.items()}
+
+
+def _is_unknown(name: str, value: str) -> bool:
+    return bool(value.strip()) and name.startswith(PREFIX) and not name.startswith(INTERNAL) and name not in SETTINGS
+
+
+def _unknown(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, SETTINGS, n=2, cutoff=0.75)
+    advice = f"Did you mean {' or '.join(near)}?" if near else "Run `otel-ml config` for those there are."
+    return f"{name}: there is no such setting. {advice}"
+
+
+def _refused(setting: Setting, given: str, need: str, environ: Mapping[str, str]) -> str:
+    default = setting.default_text(environ)
+    unset = f"unset it for {default}" if default else "unset it"
+    return f"{setting.env}={given}: {need}. Type {setting.env}={setting.example}, or {unset}."
+
+
+# --- OTel's own variables: only what we must know before the SDK reads them ------------------
+
+
+def _given(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(name, "").strip()
+
+
+def in_launcher(environ: Mapping[str, str]) -> bool:
+    """Whether `otel-ml run` is a parent of this process: then it prints the summary."""
+    return environ.get(INTERNAL_LAUNCHER) == "1"
+
+
+def sdk_disabled(environ: Mapping[str, str]) -> bool:
+    """Whether `OTEL_SDK_DISABLED` is true: then there is no telemetry, ours included."""
+    return _given(environ, "OTEL_SDK_DISABLED").lower() == "true"
+
+
+def config_file(environ: Mapping[str, str]) -> str | None:
+    """The path in `OTEL_CONFIG_FILE`; where there is one, the providers are the file's."""
+    return _given(environ, "OTEL_CONFIG_FILE") or None
+
+
+def _endpoint(environ: Mapping[str, str], signal: str | None = None) -> str:
+    middle = f"{signal.upper()}_" if signal else ""
+    return _given(environ, f"OTEL_EXPORTER_OTLP_{middle}ENDPOINT")
+
+
+def _named(environ: Mapping[str, str], signal: str) -> list[str]:
+    return [name for part in _given(environ, f"OTEL_{signal.upper()}_EXPORTER").split(",") if (name := part.strip())]
+
+
+def endpoint_configured(environ: Mapping[str, str]) -> bool:
+    """Whether the user has an OTLP endpoint: one is set, or an OTLP exporter is named and so has OTel's default one."""
+    return any(_endpoint(environ, signal) for signal in (None, *SIGNALS)) or any(
+        name.startswith("otlp") for signal in SIGNALS for name in _named(environ, signal)
+    )
+
+
+def exporters(environ: Mapping[str, str], *, store: bool = True) -> dict[str, list[str]]:
+    """Where each of `SIGNALS` goes: names of OTel exporters, and `store` for the local store unless that is off.
+
+    `none` is neither sent nor stored. A signal that nobody named an exporter for goes to OTLP
+    where an endpoint is set for it or for all, and never to OTel's default endpoint unasked:
+    `OTEL_METRICS_EXPORTER=prometheus` alone sends no traces. With a configuration file the
+    exporters are the file's.
+    """
+    local = [STORE] if store else []
+    if sdk_disabled(environ):
+        return {signal: [] for signal in SIGNALS}
+    if config_file(environ):
+        return {signal: list(local) for signal in SIGNALS}
+    ways: dict[str, list[str]] = {}
+    for signal in SIGNALS:
+        names = _named(environ, signal)
+        if names == ["none"]:
+            ways[signal] = []
+            continue
+        if not names and (_endpoint(environ) or _endpoint(environ, signal)):
+            names = ["otlp"]
+        ways[signal] = [*names, *local]
+    return ways

@@ -1,0 +1,846 @@
+"""Writes one process's spans, logs and metric points to its file, as three OTel exporters.
+
+It exists so that a run is on disk a second after it happened, whatever kills the process.
+Called on the threads of the SDK's batch processors and of the metric reader, never on
+the user's thread; `open_gate()`, `finish()` and `close()` are called by the pipeline's
+own thread and at exit. Each export is one transaction. Nothing is imported, opened or
+made on disk before the gate opens, so a process that never trains leaves no file.
+
+What cannot be kept is counted by signal and reason, in memory and in the file:
+
+    before_gate   more was exported before the first step than is held back
+    run_bytes     the oldest rows, deleted because the file reached its cap
+    unencodable   OTLP has no form for the record (lone surrogates, integers above int64)
+    write_failed  the disk or folder refused it; logged once, the next export tries again
+    closed        exported after `close()`
+    run_age, total_bytes   (signal `runs`) whole finished runs, deleted to make room
+
+At the cap the oldest rows go, from the table that holds most: a run's end tells why it
+died. Among logs the user's own go first and `ml.*` events (the step records) last. The
+cap holds to within one batch. A forked child's writer does nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
+from opentelemetry.sdk.metrics import Counter as SdkCounter
+from opentelemetry.sdk.metrics import (
+    Histogram,
+    ObservableCounter,
+    ObservableGauge,
+    ObservableUpDownCounter,
+    UpDownCounter,
+)
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    HistogramDataPoint,
+    Metric,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.metrics.export import Histogram as HistogramData
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import format_span_id, format_trace_id
+
+from otel_ml import names
+from otel_ml.errors import StoreError, swallow
+from otel_ml.store.schema import SUFFIX, boot_and_start, insert, migrate, run_folder
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable
+
+    from opentelemetry.sdk._logs import ReadableLogRecord
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+__all__ = ["StoreWriter", "is_network"]
+
+logger = logging.getLogger("otel_ml")
+
+HELD = {"spans": 2048, "logs": 2048, "points": 8}  # records (for points: collections) kept back before the gate
+WAL_BYTES = 1 << 20
+INT64 = 1 << 63
+BUSY_S = 1.0  # how long a write waits for a reader of a rollback-journal file
+PATIENCE_S = 5.0  # how long the goodbye waits for an export that is under way
+HOUSEKEEPING_S = 600.0
+NETWORK = frozenset(
+    {
+        "9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "pvfs2", "smb3",
+        "smbfs", "virtiofs",
+    }
+)  # fmt: skip
+
+Row = tuple[Any, ...]
+
+
+@dataclasses.dataclass
+class _Origin:
+    """Who made a group of rows: a resource and a scope, as columns of their tables."""
+
+    resource: Row
+    scope: Row
+    rows: list[Row]
+
+
+@dataclasses.dataclass
+class _Tally:
+    """What this process's file holds and what was lost."""
+
+    ids: dict[tuple[str, Row], int] = dataclasses.field(default_factory=dict)
+    rows: Counter[str] = dataclasses.field(default_factory=Counter)
+    bytes: Counter[str] = dataclasses.field(default_factory=Counter)
+    dropped: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
+    unsaved: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)  # dropped, not yet in the file
+
+    def copy(self) -> _Tally:
+        return _Tally(self.ids.copy(), self.rows.copy(), self.bytes.copy(), self.dropped.copy(), self.unsaved.copy())
+
+
+class StoreWriter:
+    """One process's file in a run's folder; see the module for what it promises."""
+
+    def __init__(self, directory: Path, run_id: str, *, run_bytes: int, total_bytes: int, total_age_s: float) -> None:
+        """Remember where and how much; nothing is touched on disk.
+
+        Args:
+            directory: the folder that holds all runs.
+            run_id: the run this process belongs to.
+            run_bytes: what this process's file may hold.
+            total_bytes: what all runs together may hold; the oldest finished runs are deleted to keep it.
+            total_age_s: finished runs last written longer ago than this are deleted.
+        """
+        self._directory = directory
+        self._run_id = run_id
+        self._cap = min(run_bytes, total_bytes)
+        self._wal_bytes = min(WAL_BYTES, self._cap // 4)
+        self._total_bytes = total_bytes
+        self._total_age_s = total_age_s
+        self._pid = os.getpid()
+        self._started_unix_ns = time.time_ns()
+        self._lock = threading.Lock()
+        self._held: dict[str, deque[Any]] | None = {signal: deque() for signal in HELD}
+        self._connection: sqlite3.Connection | None = None
+        self._path: Path | None = None
+        self._closed = False
+        self._tally = _Tally()
+        self._attributes: dict[str, Any] = {}  # of the first resource seen
+        self._said: set[str] = set()
+        self._next_housekeeping = 0.0
+        self._span_exporter = _Spans(self)
+        self._log_exporter = _Logs(self)
+        self._metric_exporter = _Metrics(self)
+
+    @property
+    def span_exporter(self) -> SpanExporter:
+        """Where a span processor sends spans."""
+        return self._span_exporter
+
+    @property
+    def log_exporter(self) -> LogRecordExporter:
+        """Where a log record processor sends logs and events."""
+        return self._log_exporter
+
+    @property
+    def metric_exporter(self) -> MetricExporter:
+        """Where a metric reader sends its collections; cumulative."""
+        return self._metric_exporter
+
+    @property
+    def path(self) -> Path | None:
+        """This process's file, once there is one."""
+        return self._path
+
+    def dropped(self) -> dict[str, int]:
+        """What was lost so far, as `{"signal reason": count}`."""
+        with self._lock:
+            return {f"{signal} {reason}": n for (signal, reason), n in sorted(self._tally.dropped.items())}
+
+    def size(self) -> int:
+        """The bytes of this process's file and its journal; 0 while there is none."""
+        path = self._path
+        return 0 if path is None or self._foreign() else sum(_bytes_of(f"{path}{tail}") for tail in _TAILS)
+
+    def open_gate(self) -> None:
+        """Write what was held back, and everything from now on at once; the first step calls it."""
+        if self._foreign():
+            return
+        with self._lock:
+            held, self._held = self._held, None
+        for signal, records in (held or {}).items():
+            if records:
+                self._save(signal, list(records))
+
+    def take(self, signal: str, records: Sequence[Any]) -> bool:
+        """Hold back or write a batch; the exporters call it. False where it was lost."""
+        if self._foreign():
+            return True
+        with self._lock:
+            if self._held is not None:
+                held = self._held[signal]
+                held.extend(records)
+                while len(held) > HELD[signal]:
+                    self._drop(signal, "before_gate", _count(signal, [held.popleft()]))
+                return True
+        return self._save(signal, records)
+
+    def finish(self, *, totals: dict[str, Any] | None, ended_unix_ns: int, outcome: str, exit_code: int | None) -> None:
+        """Note in the file that the process ended, and how; without it the run reads as killed."""
+        if self._foreign() or self._held is not None or not self._enter("finish"):
+            return
+        told = None if totals is None else _json(totals)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE process SET ended_unix_ns = ?, outcome = ?, exit_code = ?, totals = ?",
+                (ended_unix_ns, outcome, exit_code, told),
+            )
+
+        try:
+            complaint = None if self._closed else self._transact(work)
+        finally:
+            self._lock.release()
+        self._say(complaint)
+
+    def close(self) -> None:
+        """Bring the journal into the file so that one file is left; later exports are counted as lost."""
+        if self._foreign() or not self._enter("close"):
+            return
+        complaint: Exception | None = None
+        try:
+            if self._connection is not None and self._tally.unsaved:
+                complaint = self._transact(lambda _: None)
+            connection, self._connection = self._connection, None
+            self._closed = True
+            if connection is not None:
+                import sqlite3  # noqa: PLC0415 - loaded by the first write already
+
+                try:
+                    # Not in WAL mode any more: such a file opens from a folder that nobody can write to.
+                    connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+                except (OSError, sqlite3.Error) as error:
+                    # A reader that has the file open is no trouble: its journal stays beside it, whole.
+                    complaint = complaint if "locked" in str(error) else error
+                connection.close()
+        finally:
+            self._lock.release()
+        self._say(complaint)
+
+    def _foreign(self) -> bool:
+        """Whether this is a forked child, which must not touch the parent's lock or connection."""
+        return os.getpid() != self._pid
+
+    def _enter(self, what: str) -> bool:
+        if self._lock.acquire(timeout=PATIENCE_S):
+            return True
+        logger.warning("otel-ml: the local store is busy writing; gave up waiting to %s it", what)
+        return False
+
+    def _save(self, signal: str, records: Sequence[Any]) -> bool:
+        """Encode a batch (outside the lock), then write it in one transaction."""
+        origins, unencodable = _ENCODERS[signal](records)
+        n = sum(len(origin.rows) for origin in origins)
+        with self._lock:
+            if unencodable:
+                self._drop(signal, "unencodable", unencodable)
+            if self._closed:
+                self._drop(signal, "closed", n)
+                return False
+            if origins and not self._attributes:
+                self._attributes = json.loads(origins[0].resource[1])
+            try:
+                complaint = self._transact(lambda connection: self._insert(connection, signal, origins))
+            except Exception:
+                self._drop(signal, "write_failed", n)
+                raise
+            if complaint is not None:
+                self._drop(signal, "write_failed", n)
+            kept = complaint is None
+            if kept and self._is_full():
+                complaint = self._transact(self._trim)
+            if kept and time.monotonic() >= self._next_housekeeping:
+                self._next_housekeeping = time.monotonic() + HOUSEKEEPING_S
+                complaint = self._make_room() or complaint
+        self._say(complaint)
+        return kept
+
+    def _drop(self, signal: str, reason: str, n: int) -> None:
+        self._tally.dropped[signal, reason] += n
+        self._tally.unsaved[signal, reason] += n
+
+    def _say(self, complaint: Exception | None) -> None:
+        """Log what went wrong, once a kind, with what to do; not under the lock: a handler may lead back here."""
+        if complaint is None or type(complaint).__name__ in self._said:
+            return
+        self._said.add(type(complaint).__name__)
+        text = str(complaint)
+        if isinstance(complaint, StoreError):
+            advice = ""
+        elif any(word in text for word in ("full", "No space", "too large", "disk I/O")):
+            advice = ": free some space, or delete runs with `otel-ml runs rm`"
+        elif "locked" in text:
+            advice = ": close what has the file open for writing"
+        else:
+            advice = ": make it a folder that this user may write to (`otel-ml config` names the setting)"
+        logger.warning(
+            "otel-ml: cannot write to the local store in %s (%s)%s. Telemetry that is not stored is counted; "
+            "the program is not affected.",
+            self._directory,
+            complaint,
+            advice,
+        )
+
+    def _transact(self, work: Callable[[sqlite3.Connection], None]) -> Exception | None:
+        """Run `work` on an open file, whole or not at all; a refusal by the disk is returned, not raised."""
+        import sqlite3  # noqa: PLC0415 - costs nothing before the first record
+
+        if self._path is not None and not self._path.exists():
+            self._connection = None  # deleted under us: start a new file
+        before = self._tally.copy()
+        try:
+            connection = self._connection or self._open()
+            before = self._tally.copy()
+            connection.execute("BEGIN IMMEDIATE")
+            work(connection)
+            connection.executemany(
+                insert("drops") + " ON CONFLICT (signal, reason) DO UPDATE SET count = count + excluded.count",
+                [(signal, reason, n) for (signal, reason), n in self._tally.unsaved.items()],
+            )
+            connection.execute("COMMIT")
+            self._tally.unsaved.clear()
+        except (OSError, sqlite3.Error, StoreError) as error:
+            self._roll_back(before)
+            return error
+        except BaseException:
+            self._roll_back(before)
+            raise
+        return None
+
+    def _roll_back(self, before: _Tally) -> None:
+        import sqlite3  # noqa: PLC0415 - loaded by the caller
+
+        self._tally = before
+        try:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._connection = None  # the next export starts a new file
+
+    # --- writing --------------------------------------------------------------------------
+
+    def _insert(self, connection: sqlite3.Connection, signal: str, origins: list[_Origin]) -> None:
+        for origin in origins:
+            head = (self._id(connection, "resources", origin.resource), self._id(connection, "scopes", origin.scope))
+            connection.executemany(insert(signal), (head + row for row in origin.rows))
+            self._tally.rows[signal] += len(origin.rows)
+            self._tally.bytes[signal] += sum(len(v) for row in origin.rows for v in row if isinstance(v, (str, bytes)))
+
+    def _id(self, connection: sqlite3.Connection, table: str, row: Row) -> int:
+        """The row's id in `resources` or `scopes`; each distinct one is stored once."""
+        known = self._tally.ids.get((table, row))
+        if known is None:
+            known = self._tally.ids[table, row] = int(connection.execute(insert(table), row).lastrowid or 0)
+        return known
+
+    def _is_full(self) -> bool:
+        connection = self._connection
+        return connection is not None and self._pages(connection) > self._limit(connection)
+
+    def _limit(self, connection: sqlite3.Connection) -> int:
+        """The pages this file may fill; the rest of the cap is the journal's."""
+        return (self._cap - self._wal_bytes) // int(connection.execute("PRAGMA page_size").fetchone()[0])
+
+    def _pages(self, connection: sqlite3.Connection) -> int:
+        """The pages that hold something."""
+        total = int(connection.execute("PRAGMA page_count").fetchone()[0])
+        return total - int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+    def _trim(self, connection: sqlite3.Connection) -> None:
+        """Delete the oldest rows of the largest table, a twentieth at a time, until there is room again."""
+        rows, held = self._tally.rows, self._tally.bytes
+        goal = self._limit(connection) * 19 // 20
+        while self._pages(connection) > goal and rows.total():
+            table = max((t for t in rows if rows[t]), key=held.__getitem__)
+            n = max(1, rows[table] // 20)
+            order = "event_name IS NOT NULL AND event_name LIKE 'ml.%', id" if table == "logs" else "id"
+            connection.execute(
+                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY {order} LIMIT ?)",  # noqa: S608 - constants
+                (n,),
+            )
+            held[table] -= held[table] * n // rows[table]
+            rows[table] -= n
+            self._drop(table, "run_bytes", n)
+
+    # --- the file -------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        import sqlite3  # noqa: PLC0415 - costs nothing before the first record
+
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = run_folder(self._directory, self._run_id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._create(folder)
+        connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            _immortal(connection)
+            connection.execute(f"PRAGMA journal_mode = {'DELETE' if is_network(folder, _mounts()) else 'WAL'}")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            page = int(connection.execute("PRAGMA page_size").fetchone()[0])
+            connection.execute(f"PRAGMA wal_autocheckpoint = {max(1, self._wal_bytes // page)}")
+            connection.execute(f"PRAGMA journal_size_limit = {self._wal_bytes}")
+            migrate(connection)
+            self._introduce(connection)
+        except BaseException:
+            connection.close()
+            for tail in _TAILS:
+                Path(f"{path}{tail}").unlink(missing_ok=True)
+            raise
+        self._tally = _Tally(dropped=self._tally.dropped, unsaved=self._tally.unsaved)
+        self._path, self._connection = path, connection
+        return connection
+
+    def _create(self, folder: Path) -> Path:
+        """A new empty file that only this user may read, named after the rank where there is one."""
+        rank = self._attributes.get(names.RANK)
+        who = f"rank{rank}" if isinstance(rank, int) else f"pid{self._pid}"
+        host, start = os.uname().nodename, boot_and_start(self._pid) or self._started_unix_ns
+        digest = hashlib.sha256(f"{host} {self._pid} {start}".encode()).hexdigest()[:8]
+        for number in range(1, 100):
+            path = folder / f"{who}-{digest}{'' if number == 1 else f'-{number}'}{SUFFIX}"
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            except FileExistsError:  # a second writer of this very process
+                continue
+            return path
+        message = f"{folder} already holds 99 files of this process"
+        raise StoreError(message)
+
+    def _introduce(self, connection: sqlite3.Connection) -> None:
+        """Write the one row of `process`."""
+        attributes = self._attributes
+        rank, size = attributes.get(names.RANK), attributes.get(names.WORLD_SIZE)
+        attempt = attributes.get(names.RUN_ATTEMPT)
+        connection.execute(
+            insert("process"),
+            (
+                _text(self._run_id),
+                _text(str(attributes.get(names.RUN_NAME, ""))),
+                attempt if isinstance(attempt, int) else 0,
+                rank if isinstance(rank, int) else None,
+                size if isinstance(size, int) else None,
+                os.uname().nodename,
+                self._pid,
+                boot_and_start(self._pid),
+                _json(attributes),
+                self._started_unix_ns,
+                None,
+                None,
+                None,
+                None,
+            ),
+        )
+
+    def _make_room(self) -> Exception | None:
+        """Delete finished runs that are too old, then the oldest ones while all runs hold too much."""
+        from otel_ml.store import reader  # noqa: PLC0415 - only where there is something to look at
+
+        try:
+            own = run_folder(self._directory, self._run_id)
+            runs: list[tuple[float, int, Path]] = []
+            for folder in sorted(path for path in self._directory.iterdir() if path.is_dir() and not path.is_symlink()):
+                stats = [entry.stat() for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
+                runs.append((max((s.st_mtime for s in stats), default=0.0), sum(s.st_size for s in stats), folder))
+            total = sum(size for _, size, _ in runs)
+            for written, size, folder in sorted(runs):
+                old = time.time() - written > self._total_age_s
+                if folder.name == own.name or not (old or total > self._total_bytes):
+                    continue
+                run = reader.read_run(folder)
+                # What cannot be read is left to a person, what lives to itself.
+                if run is not None and not run.problems and run.state != "running":
+                    reader.delete_run(self._directory, run)
+                    total -= size
+                    self._drop("runs", "run_age" if old else "total_bytes", 1)
+        except FileNotFoundError:
+            pass  # another rank was tidying up as well
+        except (OSError, StoreError) as error:
+            return error
+        return None
+
+
+_TAILS = ("", "-wal", "-shm", "-journal")
+
+
+def is_network(folder: Path, mounts: str) -> bool:
+    """Whether `folder` is on a filesystem shared by machines, where a write-ahead log does not work.
+
+    `mounts` is the text of `/proc/mounts`; empty where there is none, then nothing counts as shared.
+    """
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) > 2:  # noqa: PLR2004 - device, mount point, type
+            point = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[1]))  # a space is \040
+            if len(point.parts) >= best and folder.is_relative_to(point):
+                best, kind = len(point.parts), fields[2]
+    return kind in NETWORK or kind.startswith("fuse.")
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+def _bytes_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - called on every collection
+    except OSError:
+        return 0
+
+
+def _immortal(connection: sqlite3.Connection) -> None:
+    """Never let the garbage collector close it: a forked child that ends would checkpoint the parent's journal."""
+    import ctypes  # noqa: PLC0415 - torch has loaded it already
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+# --- records to rows ------------------------------------------------------------------------
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=_plain, separators=(",", ":"))
+
+
+def _plain(value: object) -> object:
+    """What JSON has no word for: mappings and sequences of the SDK, bytes, anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return list(value)
+    return value.hex() if isinstance(value, (bytes, bytearray)) else str(value)
+
+
+def _attributes(attributes: Mapping[str, Any] | None) -> str:
+    return _json(dict(attributes)) if attributes else "{}"
+
+
+def _text(value: str) -> str:
+    """Text that SQLite takes: lone surrogates become question marks."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _step(attributes: Mapping[str, Any] | None) -> int | None:
+    step = attributes.get(names.STEP_NUMBER) if attributes else None
+    return step if isinstance(step, int) and step < INT64 else None
+
+
+def _time(unix_ns: int | None) -> int:
+    """An instant as it is stored.
+
+    Raises:
+        OverflowError: it is beyond SQLite's integers; the record counts as unencodable.
+    """
+    if unix_ns is not None and unix_ns >= INT64:
+        raise OverflowError(unix_ns)
+    return unix_ns or 0
+
+
+def _number(value: float | None) -> float | str | None:
+    """A number as it is stored: a NaN as text, since SQLite would make it NULL; a huge sum as a double."""
+    if isinstance(value, int):
+        return value if -INT64 <= value < INT64 else float(value)
+    return "nan" if value is not None and math.isnan(value) else value
+
+
+def _origin(
+    resource: Resource, scope: InstrumentationScope | None, resource_otlp: bytes, scope_otlp: bytes, rows: list[Row]
+) -> _Origin:
+    return _Origin(
+        (resource.schema_url, _attributes(resource.attributes), resource_otlp),
+        ("", None, None, "{}", scope_otlp)
+        if scope is None
+        else (scope.name, scope.version, scope.schema_url, _attributes(scope.attributes), scope_otlp),
+        rows,
+    )
+
+
+def _isolated(records: list[Any], encode: Callable[[list[Any]], _Origin]) -> tuple[list[_Origin], int]:
+    """Encode records of one resource and scope together; one that cannot be encoded costs only itself."""
+    try:
+        return [encode(records)], 0
+    except Exception:  # noqa: BLE001 - protobuf's errors have no common root; the caller counts them
+        if len(records) == 1:
+            return [], 1
+    return _summed(_isolated([record], encode) for record in records)
+
+
+def _summed(parts: Iterable[tuple[list[_Origin], int]]) -> tuple[list[_Origin], int]:
+    origins, lost = [], 0
+    for some, missing in parts:
+        origins += some
+        lost += missing
+    return origins, lost
+
+
+def _grouped(records: Iterable[Any], encode: Callable[[list[Any]], _Origin]) -> tuple[list[_Origin], int]:
+    groups: dict[tuple[int, int], list[Any]] = {}
+    for record in records:
+        groups.setdefault((id(record.resource), id(record.instrumentation_scope)), []).append(record)
+    return _summed(_isolated(group, encode) for group in groups.values())
+
+
+def _encode_spans(records: Sequence[ReadableSpan]) -> tuple[list[_Origin], int]:
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans  # noqa: PLC0415 - loads protobuf
+
+    def encode(spans: list[ReadableSpan]) -> _Origin:
+        message = encode_spans(spans).resource_spans[0]
+        inner = message.scope_spans[0]
+        rows = [_span_row(span, sent.SerializeToString()) for span, sent in zip(spans, inner.spans, strict=True)]
+        resource = message.resource.SerializeToString()
+        scope = inner.scope.SerializeToString()
+        return _origin(spans[0].resource, spans[0].instrumentation_scope, resource, scope, rows)
+
+    return _grouped(records, encode)
+
+
+def _span_row(span: ReadableSpan, otlp: bytes) -> Row:
+    context = span.context
+    links = [
+        {
+            "trace_id": format_trace_id(link.context.trace_id),
+            "span_id": format_span_id(link.context.span_id),
+            "attributes": dict(link.attributes or {}),
+        }
+        for link in span.links
+    ]
+    events = [
+        {"name": event.name, "time_unix_ns": event.timestamp, "attributes": dict(event.attributes or {})}
+        for event in span.events
+    ]
+    return (
+        format_trace_id(context.trace_id),
+        format_span_id(context.span_id),
+        None if span.parent is None else format_span_id(span.parent.span_id),
+        span.name,
+        span.kind.name.lower(),
+        _time(span.start_time),
+        _time(span.end_time),
+        span.status.status_code.name.lower(),
+        span.status.description,
+        _step(span.attributes),
+        _attributes(span.attributes),
+        _json(links),
+        _json(events),
+        otlp,
+    )
+
+
+def _encode_logs(records: Sequence[ReadableLogRecord]) -> tuple[list[_Origin], int]:
+    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  # noqa: PLC0415 - loads protobuf
+
+    def encode(logs: list[ReadableLogRecord]) -> _Origin:
+        message = encode_logs(logs).resource_logs[0]
+        inner = message.scope_logs[0]
+        rows = [_log_row(log, sent.SerializeToString()) for log, sent in zip(logs, inner.log_records, strict=True)]
+        resource = message.resource.SerializeToString()
+        scope = inner.scope.SerializeToString()
+        return _origin(logs[0].resource, logs[0].instrumentation_scope, resource, scope, rows)
+
+    return _grouped(records, encode)
+
+
+def _log_row(log: ReadableLogRecord, otlp: bytes) -> Row:
+    record = log.log_record
+    body = record.body
+    return (
+        _time(record.timestamp or record.observed_timestamp),
+        record.event_name or None,
+        None if record.severity_number is None else record.severity_number.value,
+        body if body is None or isinstance(body, str) else _json(body),
+        format_trace_id(record.trace_id) if record.trace_id else None,
+        format_span_id(record.span_id) if record.span_id else None,
+        _step(record.attributes),
+        _attributes(record.attributes),
+        otlp,
+    )
+
+
+def _encode_points(records: Sequence[MetricsData]) -> tuple[list[_Origin], int]:
+    """One row a point: each is wrapped in a copy of its metric that holds it alone."""
+    parts = []
+    for collection in records:
+        for outer in collection.resource_metrics:
+            for inner in outer.scope_metrics:
+                singles = [
+                    dataclasses.replace(metric, data=dataclasses.replace(metric.data, data_points=[point]))  # type: ignore[arg-type]
+                    for metric in inner.metrics
+                    for point in metric.data.data_points
+                ]
+                if singles:
+                    parts.append(_isolated(singles, functools.partial(_encode_scope, outer, inner)))
+    return _summed(parts)
+
+
+def _encode_scope(outer: ResourceMetrics, inner: ScopeMetrics, singles: list[Metric]) -> _Origin:
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics  # noqa: PLC0415 - loads protobuf
+
+    scope = dataclasses.replace(inner, metrics=singles)
+    message = encode_metrics(MetricsData([dataclasses.replace(outer, scope_metrics=[scope])])).resource_metrics[0]
+    sent = message.scope_metrics[0]
+    rows = [_point_row(metric, one.SerializeToString()) for metric, one in zip(singles, sent.metrics, strict=True)]
+    resource = message.resource.SerializeToString()
+    return _origin(outer.resource, inner.scope, resource, sent.scope.SerializeToString(), rows)
+
+
+def _point_row(metric: Metric, otlp: bytes) -> Row:
+    data, point = metric.data, metric.data.data_points[0]
+    if isinstance(data, Sum):
+        kind = "counter" if data.is_monotonic else "up_down_counter"
+    elif isinstance(data, HistogramData):
+        kind = "histogram"
+    else:
+        kind = "exponential_histogram" if isinstance(data, ExponentialHistogram) else "gauge"
+    temporality = getattr(data, "aggregation_temporality", None)
+    head = (
+        point.time_unix_nano,
+        point.start_time_unix_nano,
+        metric.name,
+        kind,
+        metric.unit or "",
+        None if temporality is None else AggregationTemporality(temporality).name.lower(),
+        _attributes(point.attributes),
+    )
+    if isinstance(point, NumberDataPoint):
+        return (*head, _number(point.value), None, None, None, None, None, otlp)
+    summary = (point.count, _number(point.sum), _number(point.min), _number(point.max))
+    return (*head, None, *summary, _json(_buckets(point)), otlp)
+
+
+def _buckets(point: HistogramDataPoint | ExponentialHistogramDataPoint) -> dict[str, Any]:
+    if isinstance(point, HistogramDataPoint):
+        return {"bounds": list(point.explicit_bounds), "counts": list(point.bucket_counts)}
+    sides = {"positive": point.positive, "negative": point.negative}
+    return {
+        "scale": point.scale,
+        "zero_count": point.zero_count,
+        **{side: {"offset": b.offset, "counts": list(b.bucket_counts)} for side, b in sides.items()},
+    }
+
+
+def _count(signal: str, records: Sequence[Any]) -> int:
+    """How many rows a batch would make."""
+    if signal != "points":
+        return len(records)
+    return sum(
+        len(metric.data.data_points)
+        for collection in records
+        for resource_metrics in collection.resource_metrics
+        for scope_metrics in resource_metrics.scope_metrics
+        for metric in scope_metrics.metrics
+    )
+
+
+_ENCODERS: dict[str, Callable[[Sequence[Any]], tuple[list[_Origin], int]]] = {
+    "spans": _encode_spans,
+    "logs": _encode_logs,
+    "points": _encode_points,
+}
+
+
+# --- the exporters --------------------------------------------------------------------------
+
+
+class _Spans(SpanExporter):
+    """Ended spans to rows; shutting it down leaves the file open for the goodbye."""
+
+    def __init__(self, writer: StoreWriter) -> None:
+        self._writer = writer
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            kept = self._writer.take("spans", spans)
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("store.export_spans")
+            kept = False
+        return SpanExportResult.SUCCESS if kept else SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Nothing: the pipeline closes the writer once all three signals are flushed."""
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:  # noqa: ARG002 - the SDK's signature
+        return True
+
+
+class _Logs(LogRecordExporter):
+    """Log records and events to rows; shutting it down leaves the file open for the goodbye."""
+
+    def __init__(self, writer: StoreWriter) -> None:
+        self._writer = writer
+
+    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        try:
+            kept = self._writer.take("logs", batch)
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("store.export_logs")
+            kept = False
+        return LogRecordExportResult.SUCCESS if kept else LogRecordExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Nothing: the pipeline closes the writer once all three signals are flushed."""
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:  # noqa: ARG002 - the SDK's signature
+        return True
+
+
+class _Metrics(MetricExporter):
+    """Collections to rows, cumulative, so that the newest point tells the whole run."""
+
+    def __init__(self, writer: StoreWriter) -> None:
+        kinds = (SdkCounter, UpDownCounter, Histogram, ObservableCounter, ObservableUpDownCounter, ObservableGauge)
+        super().__init__(preferred_temporality=dict.fromkeys(kinds, AggregationTemporality.CUMULATIVE))
+        self._writer = writer
+
+    def export(
+        self,
+        metrics_data: MetricsData,
+        timeout_millis: float = 10_000,  # noqa: ARG002 - the SDK's signature
+        **kwargs: Any,  # noqa: ANN401, ARG002
+    ) -> MetricExportResult:
+        try:
+            kept = self._writer.take("points", [metrics_data])
+        except Exception:  # noqa: BLE001 - an error here would end periodic export for good
+            swallow("store.export_metrics")
+            kept = False
+        return MetricExportResult.SUCCESS if kept else MetricExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:  # noqa: ARG002 - the SDK's signature
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:  # noqa: ANN401
+        """Nothing: the pipeline closes the writer once all three signals are flushed."""

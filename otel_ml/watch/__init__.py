@@ -1,0 +1,1 @@
+"""What we conclude from what was recorded."""

@@ -1,0 +1,1 @@
+"""The overhead, side by side: `python -m tests.bench`; see README.md beside this file."""

@@ -1,0 +1,27 @@
+"""otel-ml in front of the unmodified script, as `otel-ml run` and `opentelemetry-instrument` put it there."""
+
+from __future__ import annotations
+
+from tests.bench.conditions import TRAININGS, Condition
+
+LAUNCH = {"OTEL_PYTHON_DISTRO": "otel_ml", "OTEL_PYTHON_CONFIGURATOR": "otel_ml", "PYTHONPATH": "{auto}:{root}"}
+NOWHERE = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+
+
+def _ours(name: str, title: str, environment: dict[str, str]) -> Condition:
+    return Condition(
+        name,
+        title,
+        "nothing",
+        needs=("otel-ml",),
+        environment=LAUNCH | environment,
+        workloads=(*TRAININGS, "inference", "synthetic"),
+        ours=True,
+    )
+
+
+CONDITIONS = (
+    _ours("ours-local", "otel-ml, local store", {}),
+    _ours("ours-otlp", "otel-ml, OTLP and local store", {"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"}),
+    _ours("ours-none", "otel-ml, exporters none", NOWHERE),
+)

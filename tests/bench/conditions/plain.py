@@ -1,0 +1,12 @@
+"""The program alone, twice: the second is the control that shows what the measurement resolves."""
+
+from __future__ import annotations
+
+from tests.bench.conditions import TRAININGS, Condition
+
+EVERYTHING = (*TRAININGS, "inference", "synthetic")
+
+CONDITIONS = (
+    Condition("plain", "plain", "nothing", workloads=EVERYTHING),
+    Condition("plain2", "plain again (control)", "nothing", workloads=EVERYTHING),
+)

@@ -1,0 +1,27 @@
+"""`opentelemetry-instrument` with OTel's own distribution: what any zero-code start costs before ours."""
+
+from __future__ import annotations
+
+from tests.bench.conditions import Condition
+
+LAUNCH = {"OTEL_PYTHON_DISTRO": "distro", "OTEL_PYTHON_CONFIGURATOR": "configurator", "PYTHONPATH": "{auto}:{root}"}
+PACKAGES = ("opentelemetry-distro>=0.66b2", "opentelemetry-exporter-otlp-proto-http>=1.45.2")
+
+CONDITIONS = (
+    Condition(
+        "stock-none",
+        "opentelemetry-distro, exporters none",
+        "nothing (records nothing of training)",
+        packages=PACKAGES,
+        environment=LAUNCH | {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
+    ),
+    Condition(
+        "stock-otlp",
+        "opentelemetry-distro, OTLP",
+        "nothing (records nothing of training)",
+        packages=PACKAGES,
+        environment=LAUNCH
+        | {f"OTEL_{signal}_EXPORTER": "otlp" for signal in ("TRACES", "METRICS", "LOGS")}
+        | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"},
+    ),
+)

@@ -1,0 +1,152 @@
+"""From runs to figures: each run against the plain run of its own round, medians and quartiles over rounds.
+
+Pure functions over `rounds.Run`; `show` and `picture` draw what they return.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.bench.rounds import Run, quantile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from tests.bench.conditions import Condition
+
+__all__ = ["Row", "Spread", "rows", "targets"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over rounds: its median and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """The spread of some values."""
+        ordered = sorted(values)
+        return cls(quantile(ordered, 0.5), quantile(ordered, 0.25), quantile(ordered, 0.75))
+
+
+@dataclass
+class Row:
+    """What one condition did to one workload. `added_*` and `ratio` are against plain, same round."""
+
+    workload: str
+    condition: str
+    title: str
+    asks: str
+    ours: bool
+    rounds: int
+    failed: list[str]
+    figures: dict[str, Spread] = field(default_factory=dict)
+    p999_pooled_us: float = 0.0
+    max_pooled_us: float = 0.0
+    same_work: bool = True
+    dropped: int | None = None
+    recorded: dict[str, float] = field(default_factory=dict)
+
+
+ADDED: dict[str, Callable[[Run], float]] = {
+    "added_wall_us": lambda r: r.wall_us,
+    "added_median_us": lambda r: r.median_us,
+    "added_cpu_us": lambda r: r.cpu_us,
+    "added_main_cpu_us": lambda r: r.main_cpu_us,
+    "added_background": lambda r: r.background,
+    "added_rss_mb": lambda r: r.rss_mb,
+    "added_startup_ms": lambda r: r.startup_ms,
+    "added_exit_ms": lambda r: r.exit_ms,
+    "added_gen2": lambda r: r.gen2,
+    "added_bytes": lambda r: (r.written_bytes + r.sink["bytes"]) / r.steps,
+}
+ABSOLUTE: dict[str, Callable[[Run], float]] = {
+    "wall_us": lambda r: r.wall_us,
+    "p99_us": lambda r: r.p99_us,
+    "rate": lambda r: r.rate,
+    "background": lambda r: r.background,
+    "sent_bytes_per_s": lambda r: r.sink["bytes"] * r.rate / r.steps,
+    "left_bytes_per_s": lambda r: r.left_bytes * r.rate / r.steps,
+    "spans_per_s": lambda r: r.sink["spans"] * r.rate / r.steps,
+}
+
+
+def rows(runs: Sequence[Run], conditions: Sequence[Condition]) -> list[Row]:
+    """A row a condition, in their order, for one workload."""
+    plain = {run.round: run for run in runs if run.condition == "plain" and not run.failed}
+    return [_row([run for run in runs if run.condition == c.name], plain, c) for c in conditions]
+
+
+def _row(runs: Sequence[Run], plain: dict[int, Run], condition: Condition) -> Row:
+    good = [run for run in runs if not run.failed and run.round in plain]
+    row = Row(
+        workload=runs[0].workload,
+        condition=condition.name,
+        title=condition.title,
+        asks=condition.asks,
+        ours=condition.ours,
+        rounds=len(good),
+        failed=[run.failed or "the plain run of its round failed" for run in runs if run not in good],
+    )
+    if not good:
+        return row
+    pairs = [(run, plain[run.round]) for run in good]
+    row.figures = {key: Spread.of(get(run) for run in good) for key, get in ABSOLUTE.items()}
+    row.figures |= {key: Spread.of(get(run) - get(base) for run, base in pairs) for key, get in ADDED.items()}
+    row.figures["ratio"] = Spread.of(run.wall_us / base.wall_us for run, base in pairs)
+    pooled = sorted(ns for run in good for ns in run.durations_ns)
+    row.p999_pooled_us, row.max_pooled_us = quantile(pooled, 0.999) / 1e3, pooled[-1] / 1e3
+    row.same_work = all(run.check == base.check for run, base in pairs)
+    dropped = [run.dropped for run in good if run.dropped is not None]
+    row.dropped = sum(dropped) if dropped else None
+    row.recorded = {key: sum(run.sink[key] for run in good) / len(good) for key in ("spans", "points", "logs")}
+    return row
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise about the overhead, what was measured, and whether it holds."""
+
+    promise: str
+    measured: str
+    met: bool
+
+
+def targets(workload: str, found: Sequence[Row]) -> list[Target]:
+    """The promises about a workload, held against its rows; those that cannot be judged are absent."""
+    by = {row.condition: row for row in found if row.figures}
+    ours, plain = by.get("ours-local"), by.get("plain")
+    if ours is None or plain is None:
+        return []
+    judged: list[Target] = []
+
+    def judge(promise: str, value: float, limit: float, unit: str) -> None:
+        judged.append(Target(promise, f"{value:.4g}{unit}", value <= limit))
+
+    figure = {key: spread.median for key, spread in ours.figures.items()}
+    if workload == "mlp":
+        judge("at most 10 µs a step", figure["added_wall_us"], 10, " µs")
+        judge("background at most 5 % of a core", figure["background"] * 100, 5, " %")
+        judge("at most 20 MB over plain", figure["added_rss_mb"], 20, " MB")
+        judge("no full collection that plain has not", figure["added_gen2"], 0, "")
+        if hand := by.get("by-hand"):
+            share = figure["added_wall_us"] / hand.figures["added_wall_us"].median
+            judge("at most 1/20 of OpenTelemetry by hand", share, 1 / 20, " of it")
+    judge(
+        f"at most {(limit := 1.005 if workload == 'gpt' else 1.03)} times plain", figure["ratio"], limit, " times"
+    )
+    judge(
+        "p99.9 at most 1 ms over plain's",
+        (ours.p999_pooled_us - plain.p999_pooled_us) / 1e3,
+        1,
+        f" ms over {ours.rounds} processes",
+    )
+    for mine, theirs in (("ours-otlp", "stock-otlp"), ("ours-none", "stock-none")):
+        if mine in by and theirs in by:
+            over = by[mine].figures["added_startup_ms"].median - by[theirs].figures["added_startup_ms"].median
+            judge(f"{mine} starts at most 60 ms after {theirs}", over, 60, " ms")
+    return judged

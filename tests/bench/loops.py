@@ -1,0 +1,191 @@
+"""What a measured process runs: the plain loops, and the stopwatch that they carry.
+
+The workload scripts build a task and hand it to `run()`, which runs the plain loop or,
+where the condition asks its user to write something, that condition's own loop. Runs in
+the measured process, on its main thread; imports no telemetry itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import resource
+import time
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import torch
+
+__all__ = ["Serving", "Stopwatch", "Training", "count", "infer", "run", "train"]
+
+
+def count(default: int) -> int:
+    """How many measured steps the harness asks for."""
+    return int(os.environ.get("BENCH_STEPS", default))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What had been used at one instant: CPU, collections."""
+
+    process_cpu_s: float
+    family_cpu_s: float
+    main_cpu_s: float
+    gen2: int
+
+    @classmethod
+    def now(cls) -> Mark:
+        """The figures at this instant: this process exactly, its relatives to the kernel's tick."""
+        own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        process = own.ru_utime + own.ru_stime
+        others = sum(ticks for pid, ticks in _family().items() if pid != os.getpid())
+        return cls(
+            process_cpu_s=process,
+            family_cpu_s=process + children.ru_utime + children.ru_stime + others / os.sysconf("SC_CLK_TCK"),
+            main_cpu_s=time.thread_time(),
+            gen2=gc.get_stats()[2]["collections"],
+        )
+
+
+class Stopwatch:
+    """The instants at which steps ended, in an array allocated before the first of them.
+
+    A step lasts from the end of the one before to its own end, so nothing that a
+    condition does between two steps is left out.
+    """
+
+    def __init__(self, steps: int, warmup: int) -> None:
+        self.warmup = warmup
+        self.last = steps + warmup - 1
+        self.instants = array("q", bytes(8 * (steps + warmup)))
+        self.value = 0.0
+        self._next = 0
+
+    @property
+    def total(self) -> int:
+        """How many steps to run, the unmeasured first ones included."""
+        return self.last + 1
+
+    def lap(self, value: float = 0.0) -> None:
+        """Note that a step ended, with a value (its loss) that must be equal under every condition."""
+        i = self._next
+        self._next = i + 1
+        if i == self.warmup - 1:
+            self.begin = Mark.now()
+        self.instants[i] = time.perf_counter_ns()
+        if i == self.last:
+            self.end = Mark.now()
+            self.value = value
+            self.rss_bytes = _resident()
+
+    def write(self, path: Path) -> None:
+        """Write what was measured as JSON."""
+        if self._next != self.total:
+            message = f"the loop ran {self._next} steps instead of {self.total}"
+            raise RuntimeError(message)
+        kept = self.instants[self.warmup - 1 :]
+        result = {
+            "durations_ns": [b - a for a, b in zip(kept, kept[1:], strict=False)],
+            "first_step_ns": self.instants[0],
+            "last_step_ns": self.instants[self.last],
+            "cpu_before_s": self.begin.family_cpu_s,
+            "loop_main_cpu_s": self.end.main_cpu_s - self.begin.main_cpu_s,
+            "loop_process_cpu_s": self.end.process_cpu_s - self.begin.process_cpu_s,
+            "gen2": self.end.gen2 - self.begin.gen2,
+            "rss_bytes": self.rss_bytes,
+            "check": self.value,
+        }
+        path.write_text(json.dumps(result), encoding="utf-8")
+
+
+def _family() -> dict[int, int]:
+    """All processes of this run by id, with the CPU ticks that each and its reaped children have used.
+
+    The harness adopts orphans, so what the program detached (`BENCH_ROOT` is the harness) is among them.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it ended while we looked
+                continue
+            found[int(entry.name)] = int(fields[1]), sum(map(int, fields[11:15]))
+    outside = {int(pid) for pid in os.environ.get("BENCH_OUTSIDE", "").split()}
+    family = {int(os.environ.get("BENCH_ROOT", os.getpid()))}
+    while grown := {pid for pid, (parent, _) in found.items() if parent in family} - family - outside:
+        family |= grown
+    family.discard(int(os.environ.get("BENCH_ROOT", "0")))
+    return {pid: found[pid][1] for pid in family}
+
+
+def _resident() -> int:
+    """Resident bytes of all processes of this run (what they share counts in each)."""
+    total = 0
+    for pid in _family():
+        try:
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        except OSError:  # it ended while we looked
+            continue
+    return total * resource.getpagesize()
+
+
+@dataclass
+class Training:
+    """A training to run: what an ordinary script has in its variables."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Any, Any], torch.Tensor]
+    batches: Iterable[tuple[Any, Any]]
+    batch_size: int
+    watch: Stopwatch
+
+
+@dataclass
+class Serving:
+    """A model to call, once a request."""
+
+    model: torch.nn.Module
+    requests: Iterable[torch.Tensor]
+    watch: Stopwatch
+
+
+def train(task: Training) -> None:
+    """Train without a line about telemetry."""
+    for inputs, targets in task.batches:
+        task.optimizer.zero_grad()
+        loss = task.loss(task.model(inputs), targets)
+        loss.backward()
+        task.optimizer.step()
+        task.watch.lap(loss.item())
+
+
+def infer(task: Serving) -> None:
+    """Answer requests without a line about telemetry."""
+    for inputs in task.requests:
+        task.model(inputs)
+        task.watch.lap()
+
+
+def run(task: Training | Serving, plain: Callable[[Any], None] | None = None) -> None:
+    """Run the task's loop under the condition in `BENCH_LOOPS` (none: the plain loop) and write the result.
+
+    Without `BENCH_RESULT` it is an ordinary script that prints how long its steps took.
+    """
+    loop = plain or (train if isinstance(task, Training) else infer)
+    if name := os.environ.get("BENCH_LOOPS"):
+        loop = getattr(importlib.import_module(name), "train" if isinstance(task, Training) else "infer")
+    loop(task)
+    if path := os.environ.get("BENCH_RESULT"):
+        task.watch.write(Path(path))
+    else:
+        measured = task.watch.instants[task.watch.warmup - 1 :]
+        print(f"{(measured[-1] - measured[0]) / 1e3 / (len(measured) - 1):.1f} µs a step")

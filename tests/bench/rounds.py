@@ -1,0 +1,279 @@
+"""Runs the workloads: a fresh process each, all conditions in a new order every round.
+
+Called by `__main__`. Every figure of a run is compared with the plain run of its own
+round, so what slows the machine for a minute slows both. A process that fails is a
+failed run and is shown; none is left out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.bench.conditions import Condition
+    from tests.bench.peers import Environment
+
+__all__ = ["Bench", "Run", "bench"]
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 900.0
+LINGER_S = 20.0
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass
+class Run:
+    """What one process did; times in the unit of their name, `None` where a failed run has none."""
+
+    workload: str
+    condition: str
+    round: int
+    failed: str | None = None
+    steps: int = 0
+    wall_us: float = 0.0
+    median_us: float = 0.0
+    p99_us: float = 0.0
+    p999_us: float = 0.0
+    max_us: float = 0.0
+    cpu_us: float = 0.0
+    main_cpu_us: float = 0.0
+    background: float = 0.0
+    rss_mb: float = 0.0
+    written_bytes: float = 0.0
+    left_bytes: float = 0.0
+    startup_ms: float = 0.0
+    exit_ms: float = 0.0
+    gen2: float = 0.0
+    rate: float = 0.0
+    check: float = 0.0
+    sink: dict[str, int] = field(default_factory=dict)
+    lingered: int = 0
+    dropped: int | None = None
+    durations_ns: list[int] = field(default_factory=list, repr=False)
+
+
+def quantile(ordered: Sequence[float], q: float) -> float:
+    """The q-quantile of sorted values, interpolated."""
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+class Bench:
+    """The sink and the folder that runs share; made by `bench()`."""
+
+    def __init__(self, sink: str, sink_pid: int, folder: Path) -> None:
+        self.sink = sink
+        self.sink_pid = sink_pid
+        self.folder = folder
+
+    def rounds(
+        self,
+        workload: str,
+        conditions: Sequence[tuple[Condition, Environment]],
+        rounds: int,
+        variables: Mapping[str, str],
+        told: Callable[[Run], None],
+    ) -> list[Run]:
+        """Run every condition once a round, shuffled anew each round with a fixed seed."""
+        shuffler = random.Random(0)
+        runs: list[Run] = []
+        for number in range(rounds):
+            order = list(conditions)
+            shuffler.shuffle(order)
+            for condition, where in order:
+                runs.append(self.once(workload, condition, where, number, variables))
+                told(runs[-1])
+        return runs
+
+    def once(
+        self, workload: str, condition: Condition, where: Environment, number: int, variables: Mapping[str, str]
+    ) -> Run:
+        """Run one process to its end, and all that it started."""
+        folder = self.folder / f"{workload}-{condition.name}-{number}"
+        folder.mkdir()
+        result = self.folder / f"{folder.name}.json"
+        assert where.python is not None
+        auto = _auto_instrumentation(where.python)
+        known = {
+            "python": str(where.python),
+            "bin": str(where.python.parent),
+            "script": str(ROOT / "tests" / "bench" / "workloads" / f"{workload}.py"),
+            "sink": self.sink,
+            "folder": str(folder),
+            "auto": auto,
+            "root": str(ROOT),
+        }
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "PYTHON"))}
+        environment |= {
+            "HOME": str(folder),
+            "PATH": f"{where.python.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            "BENCH_RESULT": str(result),
+            "BENCH_ROOT": str(os.getpid()),
+            "BENCH_OUTSIDE": str(self.sink_pid),
+            **({"BENCH_LOOPS": condition.loops} if condition.loops else {}),
+            **variables,
+            **{key: value.format(**known) for key, value in condition.environment.items()},
+        }
+        self.take()
+        log = self.folder / f"{folder.name}.log"
+        with log.open("wb") as output:
+            begun = time.perf_counter_ns()
+            process = subprocess.Popen(
+                [part.format(**known) for part in condition.command],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            code, cpu_s, written = _reap(process.pid, TIMEOUT_S)
+            ended = time.perf_counter_ns()
+            process.returncode = code
+        lingered = 0
+        while orphans := _children(os.getpid()) - {self.sink_pid}:
+            for pid in orphans:
+                _, more_cpu_s, more_written = _reap(pid, LINGER_S)
+                cpu_s, written, lingered = cpu_s + more_cpu_s, written + more_written, lingered + 1
+        run = Run(workload, condition.name, number, sink=self.take(), lingered=lingered)
+        run.left_bytes = float(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink()))
+        if code or not result.exists():
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            run.failed = f"exit code {code}: {' '.join(last) or 'no output'}"
+            return run
+        _fill(run, json.loads(result.read_text(encoding="utf-8")), begun, ended, cpu_s, written - result.stat().st_size)
+        if condition.ours:
+            run.dropped = _dropped(where.python, folder, environment, run)
+        shutil.rmtree(folder)
+        return run
+
+    def take(self) -> dict[str, int]:
+        """What the sink got since it was last asked."""
+        with urllib.request.urlopen(f"{self.sink}/take", timeout=120) as answer:
+            counts: dict[str, int] = json.load(answer)
+        return counts
+
+
+def _fill(run: Run, said: Mapping[str, object], begun: int, ended: int, cpu_s: float, written: float) -> None:
+    durations: list[int] = said["durations_ns"]  # type: ignore[assignment]
+    number = {key: value for key, value in said.items() if isinstance(value, int | float)}
+    ordered = sorted(durations)
+    wall_ns = sum(durations)
+    run.durations_ns, run.steps, run.check = durations, len(durations), number["check"]
+    run.wall_us = wall_ns / len(durations) / 1e3
+    run.rate = len(durations) / wall_ns * 1e9
+    run.median_us, run.p99_us, run.p999_us, run.max_us = (quantile(ordered, q) / 1e3 for q in (0.5, 0.99, 0.999, 1))
+    run.cpu_us = (cpu_s - number["cpu_before_s"]) / run.steps * 1e6
+    run.main_cpu_us = number["loop_main_cpu_s"] / run.steps * 1e6
+    run.background = (number["loop_process_cpu_s"] - number["loop_main_cpu_s"]) / wall_ns * 1e9
+    run.rss_mb = number["rss_bytes"] / 1e6
+    run.written_bytes = float(written)
+    run.startup_ms = (number["first_step_ns"] - begun) / 1e6
+    run.exit_ms = (ended - number["last_step_ns"]) / 1e6
+    run.gen2 = number["gen2"]
+
+
+def _dropped(python: Path, folder: Path, environment: Mapping[str, str], run: Run) -> int | None:
+    """How many records we say that we dropped; asked of the local store, else of the sink."""
+    if (folder / "otel-ml-data").exists():
+        quiet = {k: v for k, v in environment.items() if not k.startswith("OTEL_")} | {"PYTHONPATH": str(ROOT)}
+        command = [str(python), "-m", "otel_ml", "report", "--json"]
+        done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return None
+        found = _find(json.loads(done.stdout), "records_dropped")
+        return int(found) if isinstance(found, int) else None
+    return run.sink["dropped"] if run.sink["points"] else None
+
+
+def _find(data: object, key: str) -> object:
+    """The first value under `key` at any depth."""
+    if isinstance(data, dict):
+        if key in data:
+            return data[key]
+        data = list(data.values())
+    if isinstance(data, list):
+        return next((found for found in (_find(part, key) for part in data) if found is not None), None)
+    return None
+
+
+_autos: dict[Path, str] = {}
+
+
+def _auto_instrumentation(python: Path) -> str:
+    """Where the environment's `opentelemetry-instrument` keeps its sitecustomize; empty without one."""
+    if python not in _autos:
+        code = (
+            "from importlib.util import find_spec as f\n"
+            "try: print(f('opentelemetry.instrumentation.auto_instrumentation').submodule_search_locations[0])\n"
+            "except (ImportError, AttributeError): print()"
+        )
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+        _autos[python] = done.stdout.strip()
+    return _autos[python]
+
+
+def _children(parent: int) -> set[int]:
+    found = set[int]()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it ended while we looked
+                continue
+            if int(fields[1]) == parent:
+                found.add(int(entry.name))
+    return found
+
+
+def _reap(pid: int, patience_s: float) -> tuple[int, float, int]:
+    """Wait for a child: its exit code, the CPU seconds and the bytes written by it and by what it reaped."""
+    timer = threading.Timer(patience_s, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        timer.cancel()
+    io = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    _, status, usage = os.wait4(pid, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, int(io["wchar"])
+
+
+@contextmanager
+def bench() -> Iterator[Bench]:
+    """A running sink and an empty folder; makes this process adopt what its children leave behind."""
+    if sys.platform != "linux":
+        message = "tests.bench measures through /proc and needs Linux"
+        raise SystemExit(message)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.sink"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        with tempfile.TemporaryDirectory(prefix="otel-ml-bench-") as folder:
+            yield Bench(process.stdout.readline().strip(), process.pid, Path(folder))
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,130 @@
+"""Shows the figures: rich tables in a terminal, the same cells as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tests.bench.figures import Row, Spread, Target
+
+__all__ = ["COST", "CURVE", "console", "markdown", "table"]
+
+Column = tuple[str, "Callable[[Row, Row | None], str]"]
+
+_width = Console().width
+console = Console(width=None if Console().is_terminal else max(_width, 200))
+
+
+def _quartiles(key: str, digits: int = 1, scale: float = 1) -> Callable[[Row, Row | None], str]:
+    def cell(row: Row, control: Row | None) -> str:
+        if not row.figures:
+            return ""
+        spread: Spread = row.figures[key]
+        text = f"{spread.median * scale:,.{digits}f} [{spread.low * scale:,.{digits}f}..{spread.high * scale:,.{digits}f}]"
+        beneath = control is not None and row.condition != "plain" and abs(spread.median) <= resolution(control, key)
+        return f"≤ res. {text}" if beneath and row is not control else text
+
+    return cell
+
+
+def _median(key: str, digits: int = 1, scale: float = 1) -> Callable[[Row, Row | None], str]:
+    return lambda row, _: f"{row.figures[key].median * scale:,.{digits}f}" if row.figures else ""
+
+
+def resolution(control: Row, key: str) -> float:
+    """What two plain processes of a round differ by: the larger quartile of the control."""
+    return max(abs(control.figures[key].low), abs(control.figures[key].high))
+
+
+COST: tuple[Column, ...] = (
+    ("step + µs [quartiles]", _quartiles("added_wall_us")),
+    ("× plain", lambda row, _: f"{row.figures['ratio'].median:.3f}" if row.figures else ""),
+    ("median + µs", _median("added_median_us")),
+    ("p99 µs", _median("p99_us", 0)),
+    ("p99.9 µs", lambda row, _: f"{row.p999_pooled_us:,.0f}" if row.figures else ""),
+    ("max µs", lambda row, _: f"{row.max_pooled_us:,.0f}" if row.figures else ""),
+    ("CPU + µs", _median("added_cpu_us")),
+    ("background CPU %", _median("background", 1, 100)),
+    ("RSS + MB", _median("added_rss_mb", 0)),
+    ("B/step", _median("added_bytes", 0)),
+    ("start + ms", _median("added_startup_ms", 0)),
+    ("exit + ms", _median("added_exit_ms", 0)),
+    ("full GCs +", _median("added_gen2", 0)),
+    ("user writes", lambda row, _: row.asks),
+    ("n", lambda row, _: str(row.rounds)),
+)
+
+CURVE: tuple[Column, ...] = (
+    ("steps/s", _median("rate", 0)),
+    ("step CPU + µs, main thread", _median("added_main_cpu_us")),
+    ("background CPU %", _median("background", 1, 100)),
+    ("CPU + µs", _median("added_cpu_us")),
+    ("spans/s sent", _median("spans_per_s")),
+    ("B/s sent", _median("sent_bytes_per_s", 0)),
+    ("B/s on disk", _median("left_bytes_per_s", 0)),
+    ("dropped", lambda row, _: "not said" if row.dropped is None else f"{row.dropped:,}"),
+    ("n", lambda row, _: str(row.rounds)),
+)
+
+
+def _cells(found: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
+    control = next((row for row in found if row.condition == "plain2" and row.figures), None)
+    return [[row.title, *(text(row, control) for _, text in columns)] for row in found]
+
+
+def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Target]) -> list[str]:
+    notes: list[str] = []
+    by = {row.condition: row for row in found if row.figures}
+    if plain := by.get("plain"):
+        step = plain.figures["wall_us"]
+        notes.append(f"plain: {step.median:,.1f} µs a step [{step.low:,.1f}..{step.high:,.1f}]")
+    if control := by.get("plain2"):
+        notes.append(
+            f"resolution (plain against plain): {resolution(control, 'added_wall_us'):,.1f} µs a step; "
+            "“≤ res.” marks what is no larger"
+        )
+    notes += [f"{t.promise}: {t.measured}, {'met' if t.met else 'NOT met'}" for t in judged]
+    notes += [f"failed: {row.title}: {words}" for row in found for words in row.failed]
+    notes += [f"NOT the same work: {row.title} ended at another loss than plain" for row in found if not row.same_work]
+    notes += [f"not measured: {title}: {why}" for title, why in absent.items()]
+    return notes
+
+
+def table(
+    title: str,
+    found: Sequence[Row],
+    columns: Sequence[Column],
+    absent: Mapping[str, str],
+    judged: Sequence[Target] = (),
+) -> None:
+    """Print a table and what must be said with it."""
+    drawn = Table(title=title, title_justify="left", row_styles=["", "dim"])
+    for name in ("", *(name for name, _ in columns)):
+        drawn.add_column(name, justify="left" if name in {"", "user writes"} else "right", overflow="fold")
+    for row, cells in zip(found, _cells(found, columns), strict=True):
+        drawn.add_row(*cells, style="bold" if row.ours else None)
+    console.print(drawn)
+    for note in _notes(found, absent, judged):
+        console.print(Text(f"  {note}", style="red" if "NOT" in note or note.startswith("failed") else ""))
+
+
+def markdown(
+    title: str,
+    found: Sequence[Row],
+    columns: Sequence[Column],
+    absent: Mapping[str, str],
+    judged: Sequence[Target] = (),
+) -> str:
+    """The same table and notes as Markdown."""
+    head = ["", *(name for name, _ in columns)]
+    lines = [f"### {title}", "", f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
+    for row, cells in zip(found, _cells(found, columns), strict=True):
+        first, *rest = cells
+        lines.append(f"| {' | '.join([f'**{first}**' if row.ours else first, *rest])} |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(found, absent, judged)), ""])
