@@ -41,7 +41,8 @@ _SCHEME = r"(?:(?:Bearer|Basic|Token|Digest|ApiKey|Negotiate)\s+)?"
 
 # `scheme://user:password@`; the second form has a slash in the password, which is no port.
 _USERINFO = re.compile(
-    r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30}://)(?:[^\s/?#'\"<>]+@|[^\s/:@'\"<>]*:(?!\d{1,5}(?:[/?#]|$))[^\s@'\"<>]+@)"
+    r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30}://)"
+    r"(?:[^\s/?#'\"<>]{1,512}@|[^\s/:@'\"<>]{0,512}:(?!\d{1,5}(?:[/?#]|$))[^\s@'\"<>]{1,512}@)"
 )
 _QUERY = re.compile(r"(?i)([?&](?:[\w-]{0,60}signature|[\w-]{0,60}credential|sig|key|code|access_key_id)=)[^&\s#'\"]+")
 _ASSIGNED = re.compile(rf"(?<![\w.-])({_NAME})([\"']?\s{{0,8}}[=:]\s{{0,8}})({_QUOTED}|{_SCHEME}[^\s,;&'\"\])}}]+)")

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
-    from hashlib import _Hash
 
 __all__ = ["Identity", "hand_down", "name_of", "resolve", "run_trace_id", "step_span_id", "step_trace_id"]
 
@@ -273,7 +272,7 @@ def _process_start() -> str:
 
 
 @lru_cache(maxsize=16)
-def _hasher(kind: bytes, run_id: str, attempt: int, size: int) -> _Hash:
+def _hasher(kind: bytes, run_id: str, attempt: int, size: int) -> blake2b:
     """A hash that has read everything but the step, to be copied: reading the run's id again would cost as much."""
     seed = f"{attempt}/{run_id}".encode("utf-8", "surrogatepass")
     return blake2b(seed, digest_size=size, person=b"otel-ml/" + kind)

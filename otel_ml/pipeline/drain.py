@@ -34,12 +34,13 @@ _FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
 
 
 class Drain:
-    """Owns the thread; `flush()` and `finish()` are safe from any other."""
+    """Owns the thread; `turn()` and `stop()` are safe from any other."""
 
     def __init__(self, telemetry: Telemetry, *, started: Callable[[], None]) -> None:
         self.telemetry = telemetry
         self.cpu_s = 0.0
         self.active = False  # something worth telling has been seen
+        self.at_end: Callable[[], None] = _nothing  # on the drain's thread: Python 3.12 starts none at exit
         self._started = started
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -59,9 +60,10 @@ class Drain:
             self._wake.wait(self._tick_s)
             self._wake.clear()
             if self._stop:
-                return
+                break
             with guard("the drain"):
                 self.turn()
+        self.at_end()
 
     def turn(self, *, pause: bool = True) -> None:
         """Take and tell everything recorded so far."""
@@ -128,15 +130,20 @@ class Drain:
                 recorders.main = recorder
             self.telemetry.take(found, recorder)
 
-    def finish(self, *, failed: bool) -> None:
-        """Stop the thread, then take what is left and close what is open."""
+    def stop(self) -> None:
+        """Have the thread do `at_end` and end."""
         self._stop = True
         self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=1.0)
+
+    def last(self, *, failed: bool) -> None:
+        """Take what is left and close what is open."""
         with self._lock, guard("the last drain"):
             for recorder in list(recorders.all):
                 self._drain(recorder, pause=False)
                 if recorder.tracker is not None:
                     recorder.tracker.finish(failed=failed and recorder is (recorders.main or recorder))
                     self._tell(recorder)
+
+
+def _nothing() -> None:
+    pass

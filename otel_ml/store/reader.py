@@ -17,15 +17,15 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 from otel_ml import names
 from otel_ml.errors import StoreError
-from otel_ml.store.schema import COLUMNS, MIGRATIONS, SUFFIX, boot_and_start, has_proc, migrate, run_folder, run_slug
+from otel_ml.store.schema import COLUMNS, MIGRATIONS, SUFFIX, boot_and_start, has_proc, migrate
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
     "read_run",
 ]  # fmt: skip
 
+T = TypeVar("T")
 State = Literal["running", "finished", "failed", "interrupted", "killed", "lost"]
 
 FRESH_S = 60.0  # rows younger than this say that a process on another machine lives; points come every 10 s
@@ -161,7 +162,6 @@ def find_run(directory: Path, wanted: str | None) -> Run:
 
     Raises:
         StoreError: none fits or several do; the message says what to type.
-
     """
     runs = list_runs(directory)
     if not runs:
@@ -195,18 +195,14 @@ def read_run(folder: Path) -> Run | None:
     paths = _files(folder)
     if not paths:
         return None
-    processes, problems = [], []
-    for path in paths:
-        try:
-            processes.append(_process(path))
-        except StoreError as error:
-            problems.append(str(error))
-    processes.sort(key=_by_rank)
+    read = [_attempt(_process, path) for path in paths]
+    processes = sorted((found for found in read if isinstance(found, Process)), key=_by_rank)
+    problems = tuple(str(found) for found in read if isinstance(found, StoreError))
     stats = [stat for path in paths for stat in _stats(path)]
     if not processes:
         written = int(max(stat.st_mtime for stat in stats) * 1e9) if stats else 0
         size = sum(stat.st_size for stat in stats)
-        return Run(folder.name, folder.name, "", folder, written, None, "lost", (), size, 0, tuple(problems))
+        return Run(folder.name, folder.name, "", folder, written, None, "lost", (), size, 0, problems)
     last = [process for process in processes if process.attempt == max(p.attempt for p in processes)]
     state = min((process.state for process in last), key=_WORST.index)
     return Run(
@@ -220,7 +216,7 @@ def read_run(folder: Path) -> Run | None:
         processes=tuple(processes),
         size_by=sum(stat.st_size for stat in stats),
         steps=_steps_of_run(processes),
-        problems=tuple(problems),
+        problems=problems,
     )
 
 
@@ -232,9 +228,8 @@ def delete_run(directory: Path, run: Run) -> None:
 
     Raises:
         StoreError: the run is alive, or its folder is not one of `directory`.
-
     """
-    folder = run_folder(directory, run.id) if run.slug == run_slug(run.id) else directory.resolve() / run.slug
+    folder = directory.resolve() / run.slug
     if run.path.is_symlink() or run.path.resolve() != folder or folder.parent != directory.resolve():
         message = f"{run.path} is not a run of {directory}; nothing was deleted"
         raise StoreError(message)
@@ -264,11 +259,17 @@ def _files(folder: Path) -> list[Path]:
 def _stats(path: Path) -> list[os.stat_result]:
     stats = []
     for tail in TAILS:
-        try:
-            stats.append(os.stat(f"{path}{tail}"))  # noqa: PTH116 - four a file, for all runs
-        except FileNotFoundError:
-            continue
+        with suppress(FileNotFoundError):
+            stats.append(Path(f"{path}{tail}").stat())
     return stats
+
+
+def _attempt(read: Callable[[Path], T], path: Path) -> T | StoreError:
+    """What `read` finds in a file, or why it cannot."""
+    try:
+        return read(path)
+    except StoreError as error:
+        return error
 
 
 def _by_rank(process: Process) -> tuple[int, bool, int, int]:
@@ -284,7 +285,6 @@ def _opened(path: Path) -> Iterator[tuple[sqlite3.Connection, tuple[str, ...]]]:
 
     Raises:
         StoreError: the file is missing, damaged, not ours, or (NewerStoreError) too new.
-
     """
     try:
         connection, notes = _connect(path)
@@ -295,7 +295,7 @@ def _opened(path: Path) -> Iterator[tuple[sqlite3.Connection, tuple[str, ...]]]:
             yield connection, notes
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:
         message = (
             f"{path} cannot be read ({error}); if it stays so, `sqlite3 {path.name} .recover` may save what is left, "
             f"and `otel-ml runs rm {path.parent.name}` deletes it"
@@ -304,7 +304,8 @@ def _opened(path: Path) -> Iterator[tuple[sqlite3.Connection, tuple[str, ...]]]:
     except StoreError as error:
         if str(path) in str(error):
             raise
-        raise type(error)(f"{path}: {error}") from error
+        message = f"{path}: {error}"
+        raise type(error)(message) from error
 
 
 def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[str, ...]]:
@@ -423,7 +424,6 @@ class RunReader:
 
         Raises:
             StoreError: nothing in it can be read.
-
         """
         where = run.path if isinstance(run, Run) else run
         self._paths = [where] if where.is_file() else _files(where)
@@ -482,15 +482,15 @@ class RunReader:
 
     def _read(self, read: Callable[[sqlite3.Connection, Process], list[Any]]) -> list[Any]:
         """Gather from every file that can be read, by attempt and rank."""
-        parts: list[tuple[Process, list[Any]]] = []
-        errors: list[StoreError] = []
-        for path in self._paths:
-            try:
-                process = _process(path)
-                with _opened(path) as (connection, _):
-                    parts.append((process, read(connection, process)))
-            except StoreError as error:
-                errors.append(error)
+
+        def one(path: Path) -> tuple[Process, list[Any]]:
+            process = _process(path)
+            with _opened(path) as (connection, _):
+                return process, read(connection, process)
+
+        found = [_attempt(one, path) for path in self._paths]
+        errors = [part for part in found if isinstance(part, StoreError)]
+        parts = [part for part in found if not isinstance(part, StoreError)]
         if not parts:
             raise errors[0]
         self._failed = [str(error) for error in errors]
@@ -543,7 +543,7 @@ class _Steps:
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             optimizer = key.removeprefix(f"{names.STEP_LOSS}.")
-            if key == names.LOSS.name or optimizer != key and not key.endswith((".min", ".max")):
+            if key == names.LOSS.name or (optimizer != key and not key.endswith((".min", ".max"))):
                 lowest = record.get(f"{key}.min")
                 self._loss("" if key == names.LOSS.name else optimizer, record, value, lowest)
             elif key == names.STEP_DURATION_S:
@@ -620,13 +620,9 @@ class _Series:
         values = [v for point in self.of(metric) for v in (point.value, point.sum) if v is not None]
         return sum(values) if values else None
 
-    def count(self, metric: names.Metric, **attributes: str) -> int:
+    def count(self, metric: names.Metric) -> int:
         """How many values a histogram has seen."""
-        return sum(
-            point.count or 0
-            for point in self.of(metric)
-            if all(point.attributes.get(key.replace("__", ".")) == value for key, value in attributes.items())
-        )
+        return sum(point.count or 0 for point in self.of(metric))
 
     def by(self, metric: names.Metric, attribute: str) -> dict[str, float]:
         """A counter's value, or a histogram's sum, by one attribute."""
@@ -746,9 +742,14 @@ def _steps_of_run(processes: list[Process]) -> int:
 
 
 def _steps_of(process: Process) -> int:
+    """How many steps a process made, without reading its whole curve."""
     if process.totals is not None:
         totals = RunTotals.from_dict(process.totals)
-    else:
-        with _opened(process.path) as (connection, _):
-            totals = _rebuilt(connection, process)
-    return totals.steps + totals.steps_skipped + totals.steps_failed
+        return totals.steps + totals.steps_skipped + totals.steps_failed
+    with _opened(process.path) as (connection, _):
+        counted = sum(point.value or 0 for point in _points(connection, process, names.STEPS.name, latest=True))
+        last = [
+            _last_event(connection, event).get(names.STEP_NUMBER) for event in (names.EVENT_STEP, names.EVENT_STEPS)
+        ]
+    told = [number for entry in last for number in (entry if isinstance(entry, list) else [entry]) if number is not None]
+    return max([int(counted), *(int(number) + 1 for number in told)])

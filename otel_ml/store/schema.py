@@ -106,7 +106,8 @@ def m001_records(connection: sqlite3.Connection) -> None:
             attempt INTEGER NOT NULL, rank INTEGER, world_size INTEGER, host TEXT NOT NULL, pid INTEGER NOT NULL,
             kernel_start TEXT, resource TEXT NOT NULL, started_unix_ns INTEGER NOT NULL, ended_unix_ns INTEGER,
             outcome TEXT, exit_code INTEGER, totals TEXT)""",
-        "CREATE TABLE resources (id INTEGER PRIMARY KEY, schema_url TEXT, attributes TEXT NOT NULL, otlp BLOB NOT NULL)",
+        """CREATE TABLE resources (
+            id INTEGER PRIMARY KEY, schema_url TEXT, attributes TEXT NOT NULL, otlp BLOB NOT NULL)""",
         """CREATE TABLE scopes (
             id INTEGER PRIMARY KEY, name TEXT NOT NULL, version TEXT, schema_url TEXT, attributes TEXT NOT NULL,
             otlp BLOB NOT NULL)""",

@@ -171,7 +171,7 @@ class StoreWriter:
 
     @property
     def path(self) -> Path | None:
-        """This process's file, once there is one."""
+        """Where the file is, once there is one."""
         return self._path
 
     def dropped(self) -> dict[str, int]:
@@ -296,7 +296,7 @@ class StoreWriter:
         if complaint is None or type(complaint).__name__ in self._said:
             return
         self._said.add(type(complaint).__name__)
-        text = str(complaint)
+        text = str(complaint.strerror if isinstance(complaint, OSError) else complaint)
         if isinstance(complaint, StoreError):
             advice = ""
         elif any(word in text for word in ("full", "No space", "too large", "disk I/O")):

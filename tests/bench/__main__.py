@@ -4,6 +4,8 @@
     python -m tests.bench --workload gpt      another workload (repeatable; `all` for each)
     python -m tests.bench curve               cost over steps per second
     python -m tests.bench peers [--install]   which peers can run; make their environments
+
+Nothing of it runs with the ordinary tests.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ Chosen = list[tuple[Condition, peers.Environment]]
 
 
 def _choose(workload: str, names: str | None, base: Path) -> tuple[Chosen, dict[str, str]]:
-    """The conditions to run, and why each of the others is absent."""
+    """Choose the conditions to run, and say why each of the others is absent."""
     known = registry()
     wanted = list(known) if names is None else ["plain", *names.split(",")]
     if unknown := [name for name in wanted if name not in known]:
@@ -92,7 +94,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _measure(
-    at: Bench, workload: str, chosen: Chosen, rounds: int, variables: Mapping[str, str], label: str
+    at: Bench, workload: str, chosen: Chosen, rounds: int, variables: Mapping[str, str], *, label: str
 ) -> list[Run]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=show.console, transient=True) as progress:
@@ -127,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         for workload in STEPS if "all" in asked else dict.fromkeys(asked):
             chosen, absent = _choose(workload, arguments.conditions, arguments.envs)
             steps = arguments.steps or STEPS[workload]
-            runs = _measure(at, workload, chosen, arguments.rounds, {"BENCH_STEPS": str(steps)}, workload)
+            runs = _measure(at, workload, chosen, arguments.rounds, {"BENCH_STEPS": str(steps)}, label=workload)
             found = figures.rows(runs, [condition for condition, _ in chosen])
             judged = figures.targets(workload, found)
             title = f"{workload}: {steps:,} steps a process, {arguments.rounds} rounds"
@@ -152,7 +154,7 @@ def curve(arguments: argparse.Namespace) -> None:
     with bench() as at:
         for rate in map(float, arguments.rates.split(",")):
             variables = {"BENCH_RATE": str(rate), "BENCH_STEPS": str(max(2, int(rate * arguments.seconds)))}
-            runs = _measure(at, "synthetic", chosen, arguments.rounds, variables, f"{rate:,.0f} steps/s")
+            runs = _measure(at, "synthetic", chosen, arguments.rounds, variables, label=f"{rate:,.0f} steps/s")
             found = figures.rows(runs, [condition for condition, _ in chosen])
             title = f"{rate:,.0f} steps/s asked, {arguments.seconds:g} s a process, {arguments.rounds} rounds"
             show.table(title, found, show.CURVE, absent)

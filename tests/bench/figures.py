@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """The spread of some values."""
+        """Take the spread of some values."""
         ordered = sorted(values)
         return cls(quantile(ordered, 0.5), quantile(ordered, 0.25), quantile(ordered, 0.75))
 
@@ -76,7 +76,7 @@ ABSOLUTE: dict[str, Callable[[Run], float]] = {
 
 
 def rows(runs: Sequence[Run], conditions: Sequence[Condition]) -> list[Row]:
-    """A row a condition, in their order, for one workload."""
+    """Make a row a condition, in their order, for one workload."""
     plain = {run.round: run for run in runs if run.condition == "plain" and not run.failed}
     return [_row([run for run in runs if run.condition == c.name], plain, c) for c in conditions]
 
@@ -117,7 +117,7 @@ class Target:
 
 
 def targets(workload: str, found: Sequence[Row]) -> list[Target]:
-    """The promises about a workload, held against its rows; those that cannot be judged are absent."""
+    """Hold the promises about a workload against its rows; those that cannot be judged are absent."""
     by = {row.condition: row for row in found if row.figures}
     ours, plain = by.get("ours-local"), by.get("plain")
     if ours is None or plain is None:
@@ -136,9 +136,7 @@ def targets(workload: str, found: Sequence[Row]) -> list[Target]:
         if hand := by.get("by-hand"):
             share = figure["added_wall_us"] / hand.figures["added_wall_us"].median
             judge("at most 1/20 of OpenTelemetry by hand", share, 1 / 20, " of it")
-    judge(
-        f"at most {(limit := 1.005 if workload == 'gpt' else 1.03)} times plain", figure["ratio"], limit, " times"
-    )
+    judge(f"at most {(limit := 1.005 if workload == 'gpt' else 1.03)} times plain", figure["ratio"], limit, " times")
     judge(
         "p99.9 at most 1 ms over plain's",
         (ours.p999_pooled_us - plain.p999_pooled_us) / 1e3,

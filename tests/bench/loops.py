@@ -5,6 +5,7 @@ where the condition asks its user to write something, that condition's own loop.
 the measured process, on its main thread; imports no telemetry itself.
 """
 
+# mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
 import gc
@@ -15,6 +16,7 @@ import resource
 import time
 from array import array
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ class Mark:
 
     @classmethod
     def now(cls) -> Mark:
-        """The figures at this instant: this process exactly, its relatives to the kernel's tick."""
+        """Take the figures at this instant: this process exactly, its relatives to the kernel's tick."""
         own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         process = own.ru_utime + own.ru_stime
         others = sum(ticks for pid, ticks in _family().items() if pid != os.getpid())
@@ -92,7 +94,7 @@ class Stopwatch:
             raise RuntimeError(message)
         kept = self.instants[self.warmup - 1 :]
         result = {
-            "durations_ns": [b - a for a, b in zip(kept, kept[1:], strict=False)],
+            "durations_ns": [b - a for a, b in pairwise(kept)],
             "first_step_ns": self.instants[0],
             "last_step_ns": self.instants[self.last],
             "cpu_before_s": self.begin.family_cpu_s,
@@ -180,7 +182,7 @@ def run(task: Training | Serving, plain: Callable[[Any], None] | None = None) ->
 
     Without `BENCH_RESULT` it is an ordinary script that prints how long its steps took.
     """
-    loop = plain or (train if isinstance(task, Training) else infer)
+    loop: Callable[[Any], None] = plain or (train if isinstance(task, Training) else infer)
     if name := os.environ.get("BENCH_LOOPS"):
         loop = getattr(importlib.import_module(name), "train" if isinstance(task, Training) else "infer")
     loop(task)

@@ -43,7 +43,7 @@ def _folder(base: Path, packages: tuple[str, ...]) -> Path:
 
 
 def environment(condition: Condition, base: Path) -> Environment:
-    """The environment that a condition runs in: ours, its own, or the reason there is none."""
+    """Find the environment that a condition runs in: ours, its own, or the reason there is none."""
     if condition.packages:
         folder = _folder(base, condition.packages)
         note = folder / "bench.json"
@@ -90,7 +90,7 @@ def install(condition: Condition, base: Path) -> Environment:
 
 
 def _share_torch(folder: Path) -> Path:
-    """A folder of links to torch and all that it requires, as installed beside the harness."""
+    """Make a folder of links to torch and all that it requires, as installed beside the harness."""
     shared = folder / "torch"
     shared.mkdir()
     todo, seen = ["torch", "numpy"], set[str]()

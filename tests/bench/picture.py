@@ -28,7 +28,7 @@ line { stroke: #24292f; stroke-width: 1.5 }
 
 
 def bars(title: str, found: Sequence[Row]) -> str:
-    """The microseconds that each condition adds to a step, least first, quartiles as whiskers."""
+    """Draw the microseconds that each condition adds to a step, least first, quartiles as whiskers."""
     kept = [row for row in found if row.figures and not row.condition.startswith("plain")]
     kept.sort(key=lambda row: row.figures["added_wall_us"].median)
     longest = max((row.figures["added_wall_us"].high for row in kept), default=1.0) or 1.0
@@ -50,11 +50,12 @@ def bars(title: str, found: Sequence[Row]) -> str:
         added = row.figures["added_wall_us"]
         y = TOP + i * (BAR + GAP)
         middle, kind = y + BAR / 2, ' class="ours"' if row.ours else ""
+        length = max(1.0, x(added.median) - LABELS)
+        value = f"+{max(0.0, added.median):,.0f} µs · \N{MULTIPLICATION SIGN}{row.figures['ratio'].median:.2f}"
         parts += [
             f'<text{kind} x="{LABELS - 10}" y="{middle + 4.5}" text-anchor="end">{escape(row.title)}</text>',
-            f'<rect{kind} x="{LABELS}" y="{y}" width="{max(1.0, x(added.median) - LABELS):.1f}" height="{BAR}" rx="3"/>',
+            f'<rect{kind} x="{LABELS}" y="{y}" width="{length:.1f}" height="{BAR}" rx="3"/>',
             f'<line x1="{x(added.low)}" x2="{x(added.high)}" y1="{middle}" y2="{middle}"/>',
-            f'<text{kind} x="{max(x(added.high), x(added.median)) + 8:.1f}" y="{middle + 4.5}">'
-            f"+{max(0.0, added.median):,.0f} µs · ×{row.figures['ratio'].median:.2f}</text>",
+            f'<text{kind} x="{max(x(added.high), x(added.median)) + 8:.1f}" y="{middle + 4.5}">{value}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])

@@ -70,7 +70,7 @@ class Run:
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
-    """The q-quantile of sorted values, interpolated."""
+    """Interpolate the q-quantile of sorted values."""
     place = q * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
@@ -267,9 +267,7 @@ def bench() -> Iterator[Bench]:
         message = "tests.bench measures through /proc and needs Linux"
         raise SystemExit(message)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.sink"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.sink"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         with tempfile.TemporaryDirectory(prefix="otel-ml-bench-") as folder:

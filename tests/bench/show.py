@@ -18,23 +18,27 @@ __all__ = ["COST", "CURVE", "console", "markdown", "table"]
 Column = tuple[str, "Callable[[Row, Row | None], str]"]
 
 _width = Console().width
-console = Console(width=None if Console().is_terminal else max(_width, 200))
+console = Console(width=None if Console().is_terminal else max(_width, 220))
 
 
-def _quartiles(key: str, digits: int = 1, scale: float = 1) -> Callable[[Row, Row | None], str]:
+def _figure(value: float) -> str:
+    """A number with as many digits as a reader can use."""
+    return f"{value:,.1f}" if abs(value) < 20 else f"{value:,.0f}"
+
+
+def _quartiles(key: str) -> Callable[[Row, Row | None], str]:
     def cell(row: Row, control: Row | None) -> str:
-        if not row.figures:
+        if not row.figures or row.condition == "plain":
             return ""
         spread: Spread = row.figures[key]
-        text = f"{spread.median * scale:,.{digits}f} [{spread.low * scale:,.{digits}f}..{spread.high * scale:,.{digits}f}]"
-        beneath = control is not None and row.condition != "plain" and abs(spread.median) <= resolution(control, key)
-        return f"≤ res. {text}" if beneath and row is not control else text
+        beneath = control is not None and row is not control and abs(spread.median) <= resolution(control, key)
+        return f"{'≤ ' if beneath else ''}{_figure(spread.median)} [{_figure(spread.low)}..{_figure(spread.high)}]"
 
     return cell
 
 
-def _median(key: str, digits: int = 1, scale: float = 1) -> Callable[[Row, Row | None], str]:
-    return lambda row, _: f"{row.figures[key].median * scale:,.{digits}f}" if row.figures else ""
+def _median(key: str, scale: float = 1) -> Callable[[Row, Row | None], str]:
+    return lambda row, _: _figure(row.figures[key].median * scale) if row.figures else ""
 
 
 def resolution(control: Row, key: str) -> float:
@@ -46,28 +50,28 @@ COST: tuple[Column, ...] = (
     ("step + µs [quartiles]", _quartiles("added_wall_us")),
     ("× plain", lambda row, _: f"{row.figures['ratio'].median:.3f}" if row.figures else ""),
     ("median + µs", _median("added_median_us")),
-    ("p99 µs", _median("p99_us", 0)),
+    ("p99 µs", _median("p99_us")),
     ("p99.9 µs", lambda row, _: f"{row.p999_pooled_us:,.0f}" if row.figures else ""),
     ("max µs", lambda row, _: f"{row.max_pooled_us:,.0f}" if row.figures else ""),
     ("CPU + µs", _median("added_cpu_us")),
-    ("background CPU %", _median("background", 1, 100)),
-    ("RSS + MB", _median("added_rss_mb", 0)),
-    ("B/step", _median("added_bytes", 0)),
-    ("start + ms", _median("added_startup_ms", 0)),
-    ("exit + ms", _median("added_exit_ms", 0)),
-    ("full GCs +", _median("added_gen2", 0)),
+    ("background CPU %", _median("background", 100)),
+    ("RSS + MB", _median("added_rss_mb")),
+    ("B/step", _median("added_bytes")),
+    ("start + ms", _median("added_startup_ms")),
+    ("exit + ms", _median("added_exit_ms")),
+    ("full GCs +", _median("added_gen2")),
     ("user writes", lambda row, _: row.asks),
     ("n", lambda row, _: str(row.rounds)),
 )
 
 CURVE: tuple[Column, ...] = (
-    ("steps/s", _median("rate", 0)),
+    ("steps/s", _median("rate")),
     ("step CPU + µs, main thread", _median("added_main_cpu_us")),
-    ("background CPU %", _median("background", 1, 100)),
+    ("background CPU %", _median("background", 100)),
     ("CPU + µs", _median("added_cpu_us")),
     ("spans/s sent", _median("spans_per_s")),
-    ("B/s sent", _median("sent_bytes_per_s", 0)),
-    ("B/s on disk", _median("left_bytes_per_s", 0)),
+    ("B/s sent", _median("sent_bytes_per_s")),
+    ("B/s on disk", _median("left_bytes_per_s")),
     ("dropped", lambda row, _: "not said" if row.dropped is None else f"{row.dropped:,}"),
     ("n", lambda row, _: str(row.rounds)),
 )
@@ -87,7 +91,7 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
     if control := by.get("plain2"):
         notes.append(
             f"resolution (plain against plain): {resolution(control, 'added_wall_us'):,.1f} µs a step; "
-            "“≤ res.” marks what is no larger"
+            "“≤” marks what is no larger"
         )
     notes += [f"{t.promise}: {t.measured}, {'met' if t.met else 'NOT met'}" for t in judged]
     notes += [f"failed: {row.title}: {words}" for row in found for words in row.failed]
@@ -106,7 +110,8 @@ def table(
     """Print a table and what must be said with it."""
     drawn = Table(title=title, title_justify="left", row_styles=["", "dim"])
     for name in ("", *(name for name, _ in columns)):
-        drawn.add_column(name, justify="left" if name in {"", "user writes"} else "right", overflow="fold")
+        text = name in {"", "user writes"}
+        drawn.add_column(name, justify="left" if text else "right", no_wrap="[" in name or not name)
     for row, cells in zip(found, _cells(found, columns), strict=True):
         drawn.add_row(*cells, style="bold" if row.ours else None)
     console.print(drawn)

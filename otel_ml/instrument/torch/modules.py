@@ -218,9 +218,14 @@ class Roots:
                 known.append(not _inside_a_module())
                 if known[0]:
                     self._describe(module)
-            if known[0]:
+            if not known[0]:
+                return compiled(*args, **kwargs)
+            before = getattr(_depth, "value", 0)
+            _depth.value = 1
+            try:
                 return record(module, *args, **kwargs)
-            return compiled(*args, **kwargs)
+            finally:
+                _depth.value = before
 
         return hide(compiled_call)
 

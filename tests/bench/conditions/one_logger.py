@@ -1,5 +1,6 @@
 """NVIDIA's one-logger: its training loop and iteration contexts, three timed spans, written to a file."""
 
+# mypy: disable-error-code="import-not-found, import-untyped, no-untyped-call, unused-ignore"
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,5 +1,6 @@
 """torch.profiler on a schedule: two steps of a hundred traced, written as Chrome traces."""
 
+# mypy: disable-error-code="import-not-found, import-untyped, no-untyped-call, unused-ignore"
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

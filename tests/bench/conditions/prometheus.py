@@ -1,5 +1,6 @@
 """prometheus_client: metrics alone, kept in memory until someone scrapes."""
 
+# mypy: disable-error-code="import-not-found, import-untyped, no-untyped-call, unused-ignore"
 from __future__ import annotations
 
 from time import perf_counter
@@ -14,7 +15,7 @@ CONDITIONS = (
     Condition(
         "prometheus",
         "prometheus_client",
-        "calls a step (metrics only)",
+        "calls a step; metrics only",
         packages=("prometheus-client",),
         loops=__name__,
     ),

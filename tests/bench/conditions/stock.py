@@ -10,15 +10,15 @@ PACKAGES = ("opentelemetry-distro>=0.66b2", "opentelemetry-exporter-otlp-proto-h
 CONDITIONS = (
     Condition(
         "stock-none",
-        "opentelemetry-distro, exporters none",
-        "nothing (records nothing of training)",
+        "OTel's own distro, none",
+        "nothing; sees no training",
         packages=PACKAGES,
         environment=LAUNCH | {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
     ),
     Condition(
         "stock-otlp",
-        "opentelemetry-distro, OTLP",
-        "nothing (records nothing of training)",
+        "OTel's own distro, OTLP",
+        "nothing; sees no training",
         packages=PACKAGES,
         environment=LAUNCH
         | {f"OTEL_{signal}_EXPORTER": "otlp" for signal in ("TRACES", "METRICS", "LOGS")}

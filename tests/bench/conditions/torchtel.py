@@ -1,5 +1,6 @@
 """torchtel: spans around forward, backward and the optimizer of a model handed over."""
 
+# mypy: disable-error-code="import-not-found, import-untyped, no-untyped-call, unused-ignore"
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -5,6 +5,7 @@ torch allows, so a rate is reached that no real training has. What a rate above 
 machine's reach comes to, the result says.
 """
 
+# mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
 import os

@@ -6,8 +6,20 @@ import torch
 import torch._dynamo.utils
 from torch import nn
 
+
+class Net(nn.Module):
+    """Two layers; torch compiles the forward of a class of ours, not that of its own containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(8, 16), nn.Linear(16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.hidden(x).tanh())
+
+
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+model = Net()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 model.compile(backend="aot_eager")
 steps = 6

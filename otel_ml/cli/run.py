@@ -1,0 +1,259 @@
+"""Run a program, unchanged, and see what its training did.
+
+    otel-ml run train.py --epochs 3        a script, with this Python
+    otel-ml run -m package.train           a module
+    otel-ml run torchrun train.py          any command; the Pythons it starts are seen
+
+The program's output, exit code and signals are its own; the summary goes to stderr when
+it ends. We stay its parent in the same process group: what the terminal sends (Ctrl-C,
+Ctrl-Z, a hang-up) reaches it directly, what is sent to us alone is passed on, and we end
+the way it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING
+
+from otel_ml.core.identity import hand_down, resolve
+from otel_ml.environment import choose_distro
+from otel_ml.errors import CommandError
+from otel_ml.settings import INTERNAL_LAUNCHER, Settings, in_launcher
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping, Sequence
+
+__all__ = ["instrument", "prepare_parser", "run"]
+
+_NOT_FOUND = 127
+_NOT_EXECUTABLE = 126
+_SIGNALED = 128
+
+# Sent to us alone, these are meant for the program.
+_FORWARDED = (
+    signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+# Python ignores these for itself; the program is to start with what it would have had.
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Ours come before the program; from its name on, every word is the program's."""
+    parser.usage = "otel-ml run [-v] [--name NAME] [--dir DIR] [--] script.py | -m module | command  [arguments…]"
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what was set up, and how")
+    parser.add_argument("--name", help="the run's name (OTEL_ML_RUN_NAME)")
+    parser.add_argument("--dir", help="the folder that holds the runs (OTEL_ML_DIR)")
+    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module, as `python -m` does")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="a script, or any command, with its arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the program to its end; its exit code, unless a signal ended it: then the same signal ends us."""
+    environ = dict(os.environ)
+    for name, value in (("OTEL_ML_RUN_NAME", args.name), ("OTEL_ML_DIR", args.dir)):
+        if value is not None:
+            environ[name] = value
+    if args.verbose:
+        environ["OTEL_ML_VERBOSE"] = "1"
+    settings = Settings.from_env(environ)
+    command = _command(args)
+    executable = _executable(command)
+    if not settings.enabled:
+        _replace(executable, command, environ)
+
+    outermost = not in_launcher(environ)
+    identity = resolve(environ, command)
+    hand_down(environ, identity)
+    environ["OTEL_ML_DIR"] = str(settings.directory)  # the program may look from another folder
+    instrument(environ)
+    if settings.verbose:
+        print(f"otel-ml: run {identity.run_id}, data in {settings.directory}", file=sys.stderr)
+
+    status = _Child(executable, command, environ).wait()
+    if settings.summary and outermost:
+        _print_summary(settings.directory, identity.run_id, status)
+    return _end_like(status)
+
+
+def instrument(environ: MutableMapping[str, str]) -> None:
+    """Make every Python that is started with `environ` set itself up with our distro.
+
+    OTel's own start-up folder goes first on PYTHONPATH, as `opentelemetry-instrument` puts
+    it there; unlike there, the current folder is not added, so `sys.path[0]` and what can
+    be imported stay as they are.
+    """
+    choose_distro(environ)
+    environ[INTERNAL_LAUNCHER] = "1"
+    spec = find_spec("opentelemetry.instrumentation.auto_instrumentation")
+    if spec is None or spec.origin is None:
+        message = "opentelemetry-instrumentation is not installed; type: pip install opentelemetry-instrumentation"
+        raise CommandError(message)
+    start_up = str(Path(spec.origin).parent)
+    before = environ.get("PYTHONPATH", "")
+    kept = [entry for entry in before.split(os.pathsep) if entry != start_up] if before else []
+    environ["PYTHONPATH"] = os.pathsep.join([start_up, *kept])
+
+
+# --- the command ---------------------------------------------------------------------------
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """The whole command line of the program."""
+    words: list[str] = args.command
+    if args.module is not None:
+        if not args.module:
+            message = "-m needs a module, as in: otel-ml run -m package.train"
+            raise CommandError(message)
+        return [sys.executable, "-m", *args.module, *words]
+    if words[:1] == ["--"]:
+        words = words[1:]
+    if not words:
+        message = "what is to be run? For example: otel-ml run train.py"
+        raise CommandError(message)
+    if words[0].endswith(".py") and Path(words[0]).is_file():
+        return [sys.executable, *words]
+    return words
+
+
+def _executable(command: Sequence[str]) -> str:
+    """The file to execute, as a shell would find it."""
+    found = which(command[0])
+    if found is not None:
+        return found
+    if os.sep in command[0] and Path(command[0]).is_file():
+        message = f"{command[0]}: not executable; type: chmod +x {command[0]}"
+        raise CommandError(message, exit_code=_NOT_EXECUTABLE)
+    kind = "no such script" if command[0].endswith(".py") else "no such command"
+    message = f"{command[0]}: {kind} in {Path.cwd()} or on PATH"
+    raise CommandError(message, exit_code=_NOT_FOUND)
+
+
+def _refused(executable: str, error: OSError) -> CommandError:
+    advice = "; is its first line missing (#!/bin/sh)?" if error.errno == errno.ENOEXEC else ""
+    return CommandError(f"{executable}: {error.strerror}{advice}", exit_code=_NOT_EXECUTABLE)
+
+
+def _replace(executable: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Become the program, as if we had never been there; does not return."""
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execve(executable, list(command), dict(environ))
+    except OSError as error:
+        raise _refused(executable, error) from None
+
+
+# --- the child -----------------------------------------------------------------------------
+
+
+class _Child:
+    """The program, running. Signals are blocked before it starts, so none is lost, and are read one by one.
+
+    No handler is installed: a blocked signal waits until it is read, and reading it tells
+    whether the kernel sent it (the terminal did, and so to the program as well) or a process.
+    """
+
+    def __init__(self, executable: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        # What was ignored before us (nohup, a shell's `&`) stays ignored, for the program too.
+        self._watched = {number for number in _FORWARDED if signal.getsignal(number) != signal.SIG_IGN}
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*self._watched, signal.SIGCHLD})
+        try:
+            self.pid = os.posix_spawn(
+                executable, list(command), environ, setsigmask=before, setsigdef=_IGNORED_BY_PYTHON
+            )
+        except OSError as error:
+            raise _refused(executable, error) from None
+
+    def wait(self) -> int:
+        """Wait for the end, passing signals on; the status, as `os.waitpid` gives it."""
+        while True:
+            number, from_kernel = _next_signal({*self._watched, signal.SIGCHLD})
+            if number == signal.SIGCHLD:
+                status = self._reap()
+                if status is not None:
+                    return status
+            elif not from_kernel:
+                os.kill(self.pid, number)
+
+    def _reap(self) -> int | None:
+        """The program's status if it has ended. As process 1 of a container we reap strangers as well."""
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == self.pid:
+                return status
+            if pid == 0:
+                return None
+
+
+def _next_signal(watched: set[signal.Signals]) -> tuple[int, bool]:
+    """The next of these signals, and whether it came from the kernel, as Ctrl-C does."""
+    if sys.platform != "darwin":
+        info = signal.sigwaitinfo(watched)
+        return info.si_signo, info.si_code > 0
+    number = signal.sigwait(watched)  # macOS does not say who sent it
+    return number, number in (signal.SIGINT, signal.SIGQUIT) and _in_foreground()
+
+
+def _in_foreground() -> bool:
+    try:
+        with open("/dev/tty", "rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
+
+
+# --- its end ---------------------------------------------------------------------------------
+
+
+def _print_summary(directory: Path, run_id: str, status: int) -> None:
+    """Print the run's summary; whatever goes wrong costs one line and never the exit code."""
+    # A Ctrl-C that ended the program is over (ignoring it forgets it); another one ends the summary.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        from otel_ml.summary import print_run
+
+        killed = os.WIFSIGNALED(status)
+        print_run(
+            directory,
+            run_id,
+            exit_code=None if killed else os.WEXITSTATUS(status),
+            signal=os.WTERMSIG(status) if killed else None,
+            file=sys.stderr,
+        )
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the program's exit code is at stake
+        with contextlib.suppress(OSError, ValueError):  # stderr is gone
+            print(f"otel-ml: no summary: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _end_like(status: int) -> int:
+    """The program's exit code; or, where a signal ended it, our own end by that signal."""
+    if not os.WIFSIGNALED(status):
+        return os.WEXITSTATUS(status)
+    number = os.WTERMSIG(status)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    _leave_no_core()
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    return _SIGNALED + number  # process 1 of a container cannot kill itself
+
+
+def _leave_no_core() -> None:
+    """The program has left its core dump, if any; ours would say nothing."""
+    import resource
+
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -1,0 +1,247 @@
+"""The one place everything is joined: distro, configurator, and what runs at the program's end.
+
+`opentelemetry-instrument` and `otel-ml run` load `OtelMlDistro` and
+`OtelMlConfigurator`; where another distro won, `join()` (a post-instrument entry point)
+joins the providers that it set. `configure()` does the same from inside a program.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.instrumentation.distro import BaseDistro
+from opentelemetry.sdk._configuration import _OTelSDKConfigurator
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from wrapt import register_post_import_hook
+
+from otel_ml import names, settings
+from otel_ml.core import identity as identities
+from otel_ml.core.context import recorders
+from otel_ml.errors import OtelMlError, guard
+from otel_ml.pipeline.providers import Providers
+from otel_ml.pipeline.run import Run
+from otel_ml.pipeline.views import views
+from otel_ml.settings import Settings
+from otel_ml.store.writer import StoreWriter
+from otel_ml.totals import RunTotals
+from otel_ml.watch.diagnosis import diagnose
+
+__all__ = ["OtelMlConfigurator", "OtelMlDistro", "configure", "current", "join", "shutdown"]
+
+_MB = 1_000_000
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+current: Run | None = None
+_settings: Settings | None = None
+_previous_excepthook: Any = None
+
+
+class OtelMlDistro(BaseDistro):  # type: ignore[misc]
+    """Our distribution: nothing to preset, and one instrumentor whose work we do ourselves."""
+
+    def _configure(self, **_: Any) -> None:
+        pass
+
+    def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:
+        """Load any instrumentor but `logging`, whose handler on the root logger would silence `basicConfig()`."""
+        if entry_point.name == "logging" and current is not None:
+            return
+        super().load_instrumentor(entry_point, **kwargs)
+
+
+class OtelMlConfigurator(_OTelSDKConfigurator):  # type: ignore[misc]
+    """Makes the providers and starts the pipeline."""
+
+    def _configure(self, **kwargs: Any) -> None:
+        environ = os.environ
+        try:
+            chosen = Settings.from_env(environ)
+        except OtelMlError as error:
+            # The launcher refuses these before the program starts; here the program comes first.
+            print(f"otel-ml: {error}", file=sys.stderr)
+            return
+        if not chosen.enabled or settings.sdk_disabled(environ):
+            return
+        if settings.config_file(environ):
+            super()._configure()
+        version = kwargs.get("auto_instrumentation_version")
+        _start(chosen, {"telemetry.auto.version": version} if version else {})
+
+
+def configure() -> Run | None:
+    """Start recording this process by its environment, on the program's own providers where it has set some.
+
+    Returns the run, or None where `OTEL_ML_ENABLED=0` or `OTEL_SDK_DISABLED=true`. Raises
+    `SettingsError` for a bad setting. Calling it again returns the same run.
+    """
+    chosen = Settings.from_env(os.environ)
+    if not chosen.enabled or settings.sdk_disabled(os.environ):
+        return None
+    run = current or _start(chosen, {})
+    from otel_ml.instrument.torch import TorchInstrumentor  # noqa: PLC0415 - needs no torch itself
+
+    instrumentor = TorchInstrumentor()
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.instrument()
+    return run
+
+
+def join() -> None:
+    """After auto-instrumentation: join whatever distro won, and say who did when asked to."""
+    with guard("joining the providers"):
+        chosen = Settings.from_env(os.environ)
+        if not chosen.enabled or settings.sdk_disabled(os.environ):
+            return
+        if current is None:
+            _start(chosen, {})
+        if chosen.verbose:
+            _say(chosen)
+
+
+def _start(chosen: Settings, extra: dict[str, str]) -> Run:
+    global current, _settings  # noqa: PLW0603 - one run a process
+    environ = os.environ
+    identity = identities.resolve(environ, sys.orig_argv)
+    identities.hand_down(environ, identity)
+    exporters = settings.exporters(environ, store=chosen.store)
+    recorders.limit = chosen.buffer
+    providers = Providers.existing()
+    if providers is None:
+        sent = {signal: [e for e in ways if e != settings.STORE] for signal, ways in exporters.items()}
+        providers = Providers.make(
+            _resource(identity, extra), sent, views(chosen.views_drop, {}, chosen.views_exponential)
+        )
+    writer = None
+    if chosen.store:
+        writer = StoreWriter(
+            chosen.directory,
+            identity.run_id,
+            run_bytes=chosen.store_run_mb * _MB,
+            total_bytes=chosen.store_total_mb * _MB,
+            total_age_s=chosen.store_days * 86_400.0,
+        )
+        providers.store(writer, {s for s, ways in exporters.items() if settings.STORE in ways})
+    run = Run(
+        identity,
+        providers,
+        writer=writer,
+        judge=_judge,
+        steps_per_second=chosen.steps_per_second,
+        points_per_second=chosen.points_per_second,
+        points_burst=chosen.points_burst,
+    )
+    current, _settings = run, chosen
+    run.start()
+    _wrap_excepthook()
+    atexit.register(shutdown)
+    register_post_import_hook(_in_multiprocessing, "multiprocessing.util")
+    return run
+
+
+def _resource(identity: identities.Identity, extra: dict[str, str]) -> Resource:
+    known: dict[str, Any] = {
+        **extra,
+        "telemetry.distro.name": names.SCOPE,
+        names.RUN_ID: identity.run_id,
+        names.RUN_NAME: identity.run_name,
+        names.RUN_ATTEMPT: identity.attempt,
+        names.RANK: identity.rank,
+        names.LOCAL_RANK: identity.local_rank,
+        names.WORLD_SIZE: identity.world_size,
+        names.LAUNCHER: identity.launcher,
+    }
+    given = Resource.create()
+    defaults = {"service.instance.id": identity.instance_id}
+    if str(given.attributes.get("service.name", "")).startswith("unknown_service"):
+        known["service.name"] = identity.run_name
+    if "service.instance.id" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        known.update(defaults)
+    return given.merge(Resource({k: v for k, v in known.items() if v is not None}))
+
+
+def _judge(totals: RunTotals) -> tuple[str, str, str]:
+    found = diagnose(totals)
+    return found.verdict, found.evidence, found.advice
+
+
+def shutdown() -> None:
+    """End the run: flush within `OTEL_ML_SHUTDOWN_TIMEOUT`, and print the summary unless the launcher does."""
+    run, chosen = current, _settings
+    if run is None or chosen is None:
+        return
+    with guard("the end of the run"):
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        totals = run.finish(error, chosen.shutdown_timeout_s)
+        launched = settings.in_launcher(os.environ) and chosen.store
+        if totals is not None and chosen.summary and not launched and not run.identity.local_rank:
+            from otel_ml.summary import print_totals  # noqa: PLC0415 - rich, only when something is printed
+
+            print_totals([totals], sys.stderr)
+
+
+def _in_multiprocessing(util: Any) -> None:
+    """A spawned `multiprocessing` child ends in `os._exit`: it runs finalizers, never `atexit`."""
+
+    def in_child() -> None:
+        import multiprocessing  # noqa: PLC0415 - imported already when this runs
+
+        if multiprocessing.parent_process() is not None:
+            shutdown()
+
+    util.Finalize(None, in_child, exitpriority=-1000)
+
+
+def _wrap_excepthook() -> None:
+    """Take our frames out of a traceback that is about to be printed: it reads as without us."""
+    global _previous_excepthook  # noqa: PLW0603
+    if _previous_excepthook is not None:
+        return
+    previous = _previous_excepthook = sys.excepthook
+
+    def excepthook(kind: Any, error: BaseException, traceback: Any) -> None:
+        with guard("a traceback"):
+            _strip(error, set())
+            traceback = error.__traceback__
+        previous(kind, error, traceback)
+
+    sys.excepthook = excepthook
+
+
+def _strip(error: BaseException | None, seen: set[int]) -> None:
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    frames = []
+    at = error.__traceback__
+    while at is not None:
+        if not at.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+            frames.append(at)
+        at = at.tb_next
+    for here, after in zip(frames, [*frames[1:], None], strict=True):
+        here.tb_next = after
+    error.__traceback__ = frames[0] if frames else None
+    _strip(error.__cause__, seen)
+    _strip(error.__context__, seen)
+
+
+def _say(chosen: Settings) -> None:
+    ours = isinstance(trace.get_tracer_provider(), TracerProvider)
+    exporters = settings.exporters(os.environ, store=chosen.store)
+    print(
+        f"otel-ml: distro {os.environ.get('OTEL_PYTHON_DISTRO', 'first installed')}, "
+        f"configurator {os.environ.get('OTEL_PYTHON_CONFIGURATOR', 'first installed')}, "
+        f"providers {'made here' if current is not None and current.providers.made else 'joined'}"
+        f"{'' if ours else ' (no SDK tracer)'}",
+        file=sys.stderr,
+    )
+    for signal, ways in exporters.items():
+        print(f"otel-ml: {signal} go to {', '.join(ways) or 'nowhere'}", file=sys.stderr)
+    from otel_ml.instrument.torch import report  # noqa: PLC0415
+
+    hooked = ", ".join(f"{k} {v}" for k, v in report().items()) or "waiting for the program to import torch"
+    print(f"otel-ml: instrumentors: torch ({hooked})", file=sys.stderr)

@@ -1,0 +1,234 @@
+"""One process's run, from configuration to goodbye: ties the drain, the providers and the store together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry._logs import SeverityNumber
+
+from otel_ml import names
+from otel_ml.core import runtime
+from otel_ml.core.clock import Anchor, now
+from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.errors import guard
+from otel_ml.pipeline import bulk
+from otel_ml.pipeline.aggregate import Aggregate
+from otel_ml.pipeline.drain import Drain
+from otel_ml.pipeline.instruments import Instruments
+from otel_ml.pipeline.logs import Logs
+from otel_ml.pipeline.records import Records
+from otel_ml.pipeline.spans import Marker, Spans
+from otel_ml.pipeline.telemetry import Telemetry
+from otel_ml.redact import argv, text
+from otel_ml.totals import RunTotals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_ml.core.identity import Identity
+    from otel_ml.pipeline.providers import Providers
+
+__all__ = ["Run"]
+
+
+class Run:
+    """Everything that lives as long as this process does."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        providers: Providers,
+        *,
+        writer: Any,
+        judge: Callable[[RunTotals], tuple[str, str, str]],
+        steps_per_second: float,
+        points_per_second: float,
+        points_burst: int,
+    ) -> None:
+        self.identity = identity
+        self.providers = providers
+        self.writer = writer
+        self._judge = judge
+        self.started = now() - _age_ns()
+        self.anchor = Anchor()
+        scope = (names.SCOPE, version("otel-ml"))
+        instruments = Instruments(
+            providers.meter.get_meter(*scope, schema_url=names.SCHEMA_URL), writer.size if writer is not None else _nothing
+        )
+        self.spans = Spans(identity, self.anchor, steps_per_second=steps_per_second, started=self.started)
+        self.spans.use(trace.get_tracer(*scope, tracer_provider=providers.tracer, schema_url=names.SCHEMA_URL))
+        self.records = Records(self.anchor, rate=points_per_second, burst=points_burst, started=self.started)
+        self.records.use(providers.logger.get_logger(*scope, schema_url=names.SCHEMA_URL))
+        self.totals = RunTotals(
+            run_id=identity.run_id,
+            run_name=identity.run_name,
+            attempt=identity.attempt,
+            rank=identity.rank,
+            world_size=identity.world_size,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_unix_ns=self.anchor.unix(self.started),
+        )
+        self.aggregate = Aggregate(self.totals, self.started)
+        self.telemetry = Telemetry(
+            instruments=instruments,
+            spans=self.spans,
+            records=self.records,
+            aggregate=self.aggregate,
+            anchor=self.anchor,
+        )
+        self.drain = Drain(self.telemetry, started=self._begin)
+        self.logs = Logs(providers.logger)
+        self.pid = os.getpid()
+        self.done = threading.Event()
+        self._token: Any = None
+
+    def start(self) -> None:
+        """Begin: the live step is attached, the program's logs are heard, the drain runs."""
+        bulk.install()
+        if hasattr(self.providers.tracer, "add_span_processor"):
+            self.providers.tracer.add_span_processor(Marker(self.spans))
+        self._token = otel_context.attach(trace.set_span_in_context(self.spans.live))
+        self.logs.install()
+        os.register_at_fork(after_in_child=_forked)
+        self.drain.start()
+
+    def _begin(self) -> None:
+        """The first step or call was seen: the run is worth telling of."""
+        if self.writer is not None:
+            self.writer.open_gate()
+        name, framework = next(iter(runtime.frameworks.items()), ("", ""))
+        self.totals.framework = name
+        self.telemetry.framework = name
+        at = now()
+        about = {
+            names.CONFIG_ARGV: argv(sys.orig_argv),
+            names.CONFIG_MODELS: [f["name"] for f in roots.facts if f],
+            names.CONFIG_OPTIMIZERS: list(optimizers.labels),
+            names.MODEL_PARAMETERS_COUNT: sum(f["trainable"] + f["frozen"] for f in roots.facts if f),
+            names.FRAMEWORK_NAME: name,
+            names.FRAMEWORK_VERSION: framework,
+            "process.runtime.version": platform.python_version(),
+            "host.name": self.totals.host,
+        }
+        self.records.event(names.EVENT_RUN_STARTED, f"run {self.identity.run_id} started", {}, at)
+        self.records.event(names.EVENT_CONFIG, f"{name} {framework}: {' '.join(about[names.CONFIG_ARGV])}", about, at)
+
+    def finish(self, error: BaseException | None, timeout_s: float) -> RunTotals | None:
+        """Close the run on the drain's thread within `timeout_s`; the totals, or None if nothing was ever seen."""
+        if os.getpid() != self.pid or self.done.is_set():
+            return None
+        self.drain.at_end = lambda: self._finish(error, timeout_s)
+        self.drain.stop()
+        self.done.wait(timeout_s)
+        return self.totals if self.drain.active else None
+
+    def _finish(self, error: BaseException | None, timeout_s: float) -> None:
+        with guard("the end of the run"):
+            began = time.thread_time()
+            self._close(error)
+            self.drain.cpu_s += time.thread_time() - began
+            if self.drain.active:
+                self.providers.flush(int(timeout_s * 1000))
+                if self.writer is not None:
+                    self.writer.finish(
+                        totals=self.totals.to_dict(),
+                        ended_unix_ns=self.totals.ended_unix_ns or time.time_ns(),
+                        outcome=self.totals.outcome,
+                        exit_code=self.totals.exit_code,
+                    )
+            self.providers.shutdown()
+            if self.writer is not None:
+                self.writer.close()
+        self.done.set()
+
+    def _close(self, error: BaseException | None) -> None:
+        at = now()
+        totals = self.totals
+        if isinstance(error, KeyboardInterrupt):
+            totals.outcome = "interrupted"
+        elif error is not None:
+            totals.outcome, totals.exit_code = "failed", 1
+        else:
+            totals.outcome = "finished"
+        live = recorders.main
+        context = None
+        if error is not None:
+            totals.error = text(f"{type(error).__name__}: {error}")[:1000]
+            if live is not None and live.state:
+                self.spans.must_keep.add((live.ordinal, live.number))
+                context = trace.set_span_in_context(trace.NonRecordingSpan(self.spans.context(live.number, live.ordinal)))
+        self.drain.last(failed=error is not None)
+        if not self.drain.active:
+            return
+        if error is not None:
+            self._tell_exception(error, live.number if live is not None and live.state else None, context, at)
+        self.records.finish(at)
+        totals.ended_unix_ns = self.anchor.unix(at)
+        self.telemetry.tick(upto=at, cpu_s=self.drain.cpu_s, state="finished" if error is None else "failed")
+        totals.verdict, totals.evidence, totals.advice = self._judge(totals)
+        verdict = {
+            names.DIAGNOSIS_VERDICT: totals.verdict,
+            names.DIAGNOSIS_EVIDENCE: totals.evidence,
+            names.DIAGNOSIS_ADVICE: totals.advice,
+        }
+        self.records.event(names.EVENT_DIAGNOSIS, f"{totals.verdict}: {totals.evidence}", verdict, at)
+        end = {
+            names.RUN_OUTCOME: totals.outcome,
+            names.RUN_EXIT_CODE: totals.exit_code,
+            names.RUN_DURATION_S: totals.duration_s,
+            names.DIAGNOSIS_VERDICT: totals.verdict,
+            names.RUN_TOTALS: _json(totals),
+        }
+        self.records.event(names.EVENT_RUN_FINISHED, f"run {totals.outcome} after {totals.steps} steps", end, at)
+        self.spans.finish(at, {names.RUN_OUTCOME: totals.outcome}, totals.error)
+        self.telemetry.instruments.flush()
+
+    def _tell_exception(self, error: BaseException, step: int | None, context: Any, at: int) -> None:
+        import traceback  # noqa: PLC0415 - only when a program dies
+
+        details = {
+            names.EXCEPTION_TYPE: type(error).__name__,
+            names.EXCEPTION_MESSAGE: text(str(error)),
+            names.EXCEPTION_STACKTRACE: text("".join(traceback.format_exception(error))),
+            names.RUN_ID: self.identity.run_id,
+            names.STEP_NUMBER: step,
+        }
+        said = f"{type(error).__name__}: {text(str(error))}"
+        self.records.event(names.EVENT_EXCEPTION, said, details, at, context=context, severity=SeverityNumber.ERROR)
+
+
+def _json(totals: RunTotals) -> str:
+    return json.dumps(dataclasses.asdict(totals))
+
+
+def _nothing() -> None:
+    return None
+
+
+def _forked() -> None:
+    """A forked child inherits nothing that runs and emits nothing: its hooks record into the void."""
+    recorders.clear()
+    recorders.limit = 0
+
+
+def _age_ns() -> int:
+    """How long this process has existed, in nanoseconds, as far as the kernel tells."""
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0
+    return max(0, int(age * 1e9))
