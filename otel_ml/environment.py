@@ -54,12 +54,12 @@ def prepare(environ: MutableMapping[str, str], argv: Sequence[str]) -> None:
     try:
         settings = Settings.from_env(with_flags(environ, argv))
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"otel-ml: {error}\n")
         raise SystemExit(2) from None
     if settings.enabled:
         choose_distro(environ)
 
 
 # Others may import this module to read the names; only the launcher is to be prepared.
-if PurePath(sys.argv[0]).stem == "opentelemetry-instrument":
+if PurePath("".join(sys.argv[:1])).stem == "opentelemetry-instrument":
     prepare(os.environ, sys.argv)

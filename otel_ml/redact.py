@@ -31,7 +31,9 @@ _PLAIN_TOKENS = frozenset({
     "pad", "eos", "bos", "unk", "mask", "sep", "cls", "special", "max", "min", "num", "n", "per", "image", "video",
     "audio", "stop", "start", "end", "next", "new", "last", "first", "decoder", "prompt", "text", "unexpected",
 })  # fmt: skip
-_PLAIN_PASSES = frozenset({"forward", "backward", "single", "multi", "one", "two", "first", "second", "n", "num", "per"})
+_PLAIN_PASSES = frozenset(
+    {"forward", "backward", "single", "multi", "one", "two", "first", "second", "n", "num", "per"}
+)
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
@@ -57,7 +59,9 @@ _SHAPES = re.compile(
     )""",
     re.VERBOSE,
 )
-_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[\s\S]*?(-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)")
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[\s\S]*?(-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"
+)
 
 
 def is_secret(name: str) -> bool:
@@ -105,7 +109,7 @@ def argv(words: Iterable[str]) -> list[str]:
             waiting = False
             continue
         waiting = flag and not given and is_secret(name)
-        secret = given and not re.search(r"[\s/:]", name) and is_secret(name)
+        secret = given and not re.search(r"[\s/:('\"{\[]", name) and is_secret(name)
         masked.append(f"{name}={MASK}" if secret else text(word))
     return masked
 

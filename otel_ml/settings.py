@@ -152,7 +152,7 @@ class Settings:
     verbose: bool = _setting(
         "VERBOSE", "0", _flag, "1 says at start which distro, configurator, exporters and hooks won.", example="1"
     )
-    directory: Path = _setting(
+    directory: Path = _setting(  # noqa: RUF009 - a field, as all of them
         "DIR",
         "$XDG_DATA_HOME/otel-ml, else ~/.local/share/otel-ml",
         _folder,
@@ -247,8 +247,9 @@ def _is_unknown(name: str, value: str) -> bool:
 def _unknown(name: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(name, SETTINGS, n=2, cutoff=0.75)
-    advice = f"Did you mean {' or '.join(near)}?" if near else "Run `otel-ml config` for those there are."
+    known = [setting.removeprefix(PREFIX) for setting in SETTINGS]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
+    advice = f"Did you mean {PREFIX}{near[0]}?" if near else "Run `otel-ml config` for those there are."
     return f"{name}: there is no such setting. {advice}"
 
 

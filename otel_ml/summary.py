@@ -54,19 +54,21 @@ def print_run(
     `exit_code` and `signal` are what the launcher saw of its child; they overrule what the
     program could say of its own end.
     """
-    from otel_ml.store.reader import RunReader, find_run
+    from otel_ml.store.reader import RunReader, read_run
+    from otel_ml.store.schema import run_folder
 
-    run = find_run(directory, run_id)
+    run = read_run(run_folder(directory, run_id))
     if run is not None:
         _print(_merged(RunReader(run).totals(), exit_code, signal), file, whole=True)
 
 
-def print_totals(totals: Sequence[RunTotals], file: TextIO | None = None) -> None:
+def print_totals(totals: Sequence[RunTotals], file: TextIO | None = None, *, whole: bool = False) -> None:
     """Print the totals of a run's processes, to stderr unless told otherwise; nothing where there are none.
 
-    Called with what one process knows, so ranks that are not among `totals` are not missed.
+    `whole` says that `totals` are all that is to be had, so that a rank that is not among them is missing;
+    a process that prints its own at exit knows nothing of the others.
     """
-    _print(_merged(totals), file, whole=False)
+    _print(_merged(totals), file, whole=whole)
 
 
 def to_json(totals: Sequence[RunTotals]) -> str:
@@ -166,15 +168,13 @@ class _Merged:
     error_from: RunTotals | None  # where it is another process's
 
 
-def _merged(
-    totals: Sequence[RunTotals], exit_code: int | None = None, signal: int | None = None
-) -> _Merged | None:
-    """Choose the process to show: the last attempt's lowest rank, and there the one that did the most."""
+def _merged(totals: Sequence[RunTotals], exit_code: int | None = None, signal: int | None = None) -> _Merged | None:
+    """Choose the process to show: the last attempt's lowest rank; of several, the last one that trained or served."""
     if not totals:
         return None
     shown, *rest = sorted(
         totals,
-        key=lambda t: (-t.attempt, t.rank or 0, -t.steps, -t.inference.count, t.started_unix_ns, t.pid),
+        key=lambda t: (-t.attempt, t.rank or 0, not t.steps, not t.inference.count, -t.started_unix_ns, t.pid),
     )
     rest.sort(key=lambda t: (-t.attempt, t.rank or 0, t.started_unix_ns, t.pid))
     now = [t for t in (shown, *rest) if t.attempt == shown.attempt]
@@ -305,7 +305,7 @@ class _Page:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.encoding = console.encoding
-        self.unicode = self.encoding.lower().startswith("utf")
+        self.unicode = not console.options.ascii_only
         self.colour = console.color_system is not None and not console.no_color
         self.width = min(console.width, MAX_WIDTH)
         self.signs = UNICODE if self.unicode else ASCII
@@ -382,7 +382,9 @@ class _Page:
 
     def _legend(self, entries: list[tuple[str, _Fill, str, str]]) -> None:
         """Add the legend as columns that line up."""
-        widths = [max(len(entry) for entry in column) for column in zip(*((e[1].label, *e[2:]) for e in entries), strict=True)]
+        widths = [
+            max(len(entry) for entry in column) for column in zip(*((e[1].label, *e[2:]) for e in entries), strict=True)
+        ]
         columns = max(1, (self.width - 2) // (sum(widths) + 6))
         for start in range(0, len(entries), columns):
             line = self.text("  ")

@@ -9,13 +9,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
+from opentelemetry.sdk.resources import Resource
+from rich.cells import cell_len
 
 from otel_ml import summary
-from otel_ml.summary import literal, number, print_totals, rate, size, to_json
+from otel_ml.store.writer import StoreWriter
+from otel_ml.summary import literal, number, print_run, print_totals, rate, size, to_json
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 TRAINED = RunTotals(
     run_id="20261121-124003-7f3a9c",
@@ -77,6 +83,19 @@ def shown(run: summary._Merged | None) -> str:
     return stream.getvalue()
 
 
+def stored(directory: Path, totals: RunTotals) -> None:
+    """A process of a run on disk, through the writer itself; it says goodbye unless it is running."""
+    writer = StoreWriter(directory, totals.run_id, run_bytes=10_000_000, total_bytes=100_000_000, total_age_s=1e9)
+    provider = LoggerProvider(Resource({"ml.run.id": totals.run_id}), shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(writer.log_exporter))
+    writer.open_gate()
+    provider.get_logger("test").emit(event_name="ml.run.started", timestamp=totals.started_unix_ns)
+    if totals.outcome != "running":
+        ended = totals.ended_unix_ns or 0
+        writer.finish(totals=totals.to_dict(), ended_unix_ns=ended, outcome=totals.outcome, exit_code=None)
+    writer.close()
+
+
 def line(text: str, start: str) -> str:
     """The one line of a page that starts so."""
     (found,) = [each.strip() for each in text.splitlines() if each.strip().startswith(start)]
@@ -85,7 +104,9 @@ def line(text: str, start: str) -> str:
 
 def test_a_training_run_at_80_columns() -> None:
     """Everything a training run has to say fits one screen of 80 columns."""
-    assert page(TRAINED) == """
+    assert (
+        page(TRAINED)
+        == """
 ━━ train.py ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ otel-ml ━━
 
   ✓ finished in 3m12s, exit code 0
@@ -118,6 +139,7 @@ def test_a_training_run_at_80_columns() -> None:
   our cost    412 ms of CPU (0.2% of the run), 48,210 records, none dropped
   next        otel-ml report 20261121-124003-7f3a9c
 """
+    )
 
 
 def test_two_losses_at_120_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +153,9 @@ def test_two_losses_at_120_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         losses={"Adam 1": LossCurve(0.6931, 0.4121, 0.4011, 3999), "RMSprop": LossCurve(1.2, 2.31, 0.61, 120)},
         phases={"data_wait": 80.1, "forward": 20.2, "backward": 30.1, "optimizer": 5.0, "residual": 4.8},
     )
-    assert page(gan) == """
+    assert (
+        page(gan)
+        == """
 ━━ gan.py ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ otel-ml ━━
 
   ✓ finished in 3m12s, exit code 0
@@ -152,7 +176,7 @@ def test_two_losses_at_120_columns(monkeypatch: pytest.MonkeyPatch) -> None:
   ▓ evaluation 25.0 s  13%   ░ startup    4.10 s 2.1%   ▄ skipped    300 ms 0.2%   · other      7.50 s 3.9%
 
   a step's time  35.0 ms on average
-  ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒█████████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓░░░░····
+  ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒█████████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓░░░░····
   ▒ data wait 20.0 ms  57%   █ forward   5.05 ms  14%   ▓ backward  7.53 ms  21%   ░ optimizer 1.25 ms 3.6%
   · residual  1.20 ms 3.4%
 
@@ -164,6 +188,7 @@ def test_two_losses_at_120_columns(monkeypatch: pytest.MonkeyPatch) -> None:
   our cost    412 ms of CPU (0.2% of the run), 48,210 records, none dropped
   next        otel-ml report 20261121-124003-7f3a9c
 """
+    )
 
 
 def test_a_serving_process_in_ascii() -> None:
@@ -180,7 +205,9 @@ def test_a_serving_process_in_ascii() -> None:
         records=2408,
         drain_cpu_s=0.02,
     )
-    assert page(served, encoding="ascii") == r"""
+    assert (
+        page(served, encoding="ascii")
+        == r"""
 -- serve_mod\xe8le.py ----------------------------------------------- otel-ml --
 
   x interrupted by signal 2 (SIGINT) after 3m16s
@@ -198,12 +225,13 @@ def test_a_serving_process_in_ascii() -> None:
               1,204 requests and no training step; half took at most 310 us,
               95% at most 4.20 ms; the model was busy 1.9% of the time; 1
               sample a request.
-  try         Collect requests that arrive together into one batch: one forward
-              pass then serves several.
+  try         Collect requests that arrive together into one batch: one
+              forward pass then serves several.
 
   our cost    20.0 ms of CPU (<0.1% of the run), 2,408 records, none dropped
   next        otel-ml report 20261121-124003-7f3a9c
 """
+    )
 
 
 def test_what_the_program_named_is_shown_literally() -> None:
@@ -220,10 +248,8 @@ def test_what_the_program_named_is_shown_literally() -> None:
 def test_a_long_error_is_cut_and_a_long_name_too() -> None:
     """An error takes three lines at most, a name one, and no line is wider than the terminal."""
     text = page(replace(TRAINED, run_name="長" * 99, outcome="failed", exit_code=1, error="word " * 200))
-    assert text.count("word word") and sum("word" in each for each in text.splitlines()) == 3
+    assert sum("word word" in each for each in text.splitlines()) == 3
     assert "…" in line(text, "━━")
-    from rich.cells import cell_len
-
     assert max(cell_len(each) for each in text.splitlines()) <= 80
 
 
@@ -246,7 +272,9 @@ def test_other_ranks_are_a_line_each_and_the_run_fails_by_its_worst() -> None:
     ]
     text = shown(summary._merged(ranks))
     head, rest = text.split("  steps  ")
-    assert head == """
+    assert (
+        head
+        == """
 ━━ train.py ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ otel-ml ━━
 
   ✗ failed after 3m12s: rank 2 failed
@@ -255,10 +283,14 @@ def test_other_ranks_are_a_line_each_and_the_run_fails_by_its_worst() -> None:
   run         20261121-124003-7f3a9c · rank 0 of 4 · 2026-11-21 12:40:03
 
 """
-    assert """
+    )
+    assert (
+        """
   others      rank 1  4,000 steps · 18.4 ms p50 · finished
               rank 2  3,120 steps · 18.2 ms p50 · failed
-""" in rest
+"""
+        in rest
+    )
     assert line(text, "▲") == "▲ 1 of 4 ranks left no record in this folder."
     assert "▲" not in page(*ranks)  # a process that knows only itself misses no rank
 
@@ -320,6 +352,38 @@ def test_a_run_that_has_not_said_how_it_ended(outcome: str, first_line: str) -> 
     assert page(replace(TRAINED, outcome=outcome, exit_code=None)).splitlines()[3].strip() == first_line
 
 
+def test_the_launcher_prints_what_the_store_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One page for all ranks of the run, ended as the launcher saw it; to stderr unless told otherwise."""
+    for rank in (1, 0):
+        stored(tmp_path, replace(TRAINED, rank=rank, world_size=2, exit_code=None, steps=4000 + rank))
+    print_run(tmp_path, TRAINED.run_id, exit_code=3)
+    printed = capsys.readouterr()
+    assert (line(printed.err, "✗"), line(printed.err, "others"), printed.out) == (
+        "✗ failed after 3m12s, exit code 3",
+        "others      rank 1  4,001 steps · 18.2 ms p50 · finished",
+        "",
+    )
+
+
+def test_a_child_that_was_killed_left_only_its_rows(tmp_path: Path) -> None:
+    """A process that never said goodbye is shown from its rows, killed by the signal that the launcher saw."""
+    stored(tmp_path, replace(TRAINED, outcome="running"))
+    stream = io.StringIO()
+    print_run(tmp_path, TRAINED.run_id, signal=9, file=stream)
+    assert line(stream.getvalue(), "✗").startswith("✗ killed by signal 9 (SIGKILL) after ")
+
+
+@pytest.mark.parametrize("run_id", ["2026", "train.py", "other", "../x"])
+def test_a_run_that_left_nothing_prints_nothing(
+    tmp_path: Path, run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program that never trained has no summary, and never gets another run's."""
+    stored(tmp_path, TRAINED)
+    print_run(tmp_path, run_id, exit_code=0)
+    print_run(tmp_path / "none", run_id, exit_code=0)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_warnings_are_a_sentence_each() -> None:
     """What casts doubt on the run or on our figures is said, each on its own line."""
     doubtful = replace(
@@ -340,7 +404,9 @@ def test_warnings_are_a_sentence_each() -> None:
         "our cost    412 ms of CPU (0.2% of the run), 48,210 records, 12 dropped",
     ]
     warnings = text[text.index("  ▲") : text.index("  verdict")]
-    assert warnings == """\
+    assert (
+        warnings
+        == """\
   ▲ loss was NaN or infinite 37 times.
   ▲ grad_norm was NaN or infinite once.
   ▲ 3 of 4,004 steps changed nothing: the gradients overflowed.
@@ -352,22 +418,28 @@ def test_warnings_are_a_sentence_each() -> None:
   ▲ otel-ml met 1 error of its own; figures may miss.
 
 """
+    )
 
 
 def test_a_recorded_verdict_is_kept() -> None:
     """The report repeats the verdict that the run's own event carried."""
     text = page(replace(TRAINED, verdict="input-bound", evidence="As measured then.", advice="Do this."))
-    assert text[text.index("  verdict") : text.index("  our cost")] == """\
+    assert (
+        text[text.index("  verdict") : text.index("  our cost")]
+        == """\
   verdict     input-bound
               As measured then.
   try         Do this.
 
 """
+    )
 
 
 def test_a_run_of_which_little_is_known() -> None:
     """Rows without a figure are left out rather than filled with zeros."""
-    assert page(RunTotals(run_id="r", outcome="running", duration_s=2.0)) == """
+    assert (
+        page(RunTotals(run_id="r", outcome="running", duration_s=2.0))
+        == """
 ━━ r ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ otel-ml ━━
 
   ● running for 2.00 s
@@ -382,6 +454,7 @@ def test_a_run_of_which_little_is_known() -> None:
   our cost    0 s of CPU (0% of the run), 0 records, none dropped
   next        otel-ml report r
 """
+    )
 
 
 def test_nothing_is_printed_where_there_is_nothing_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from otel_ml import redact
 from otel_ml.environment import DISTRO
 from otel_ml.errors import CommandError, SettingsError
-from otel_ml.settings import (
-    SIGNALS, STORE, Settings, config_file, exporters, sdk_disabled,
-)  # fmt: skip
+from otel_ml.settings import SIGNALS, STORE, Settings, config_file, exporters, sdk_disabled
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +41,7 @@ _PIP = {
     "otlp_proto_http": "opentelemetry-exporter-otlp-proto-http",
     "prometheus": "otel-ml[prometheus]",
 }
+_OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _DEFAULT_ENDPOINT = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 _HOOKS_TIMEOUT_S = 120
 
@@ -127,7 +126,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _frameworks() -> Iterator[Check]:
-    """torch and jax, by their metadata alone."""
+    """What there is of torch and jax, by their metadata alone."""
     from packaging.requirements import Requirement
     from packaging.version import Version
 
@@ -234,7 +233,7 @@ def _way(environ: Mapping[str, str], signal: str, names: Iterable[str]) -> Check
             shown.append("the local store")
             continue
         protocol = _protocol(environ, signal)
-        point = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}.get(protocol) if name == "otlp" else name
+        point = _OTLP.get(protocol) if name == "otlp" else name
         if point is None:
             detail = f"OTLP over {protocol!r} is not known; set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"
             return Check("data", signal, "broken", detail)
@@ -321,6 +320,9 @@ def _print(checks: Iterable[Check]) -> None:
 
     marks = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "yellow"), "broken": ("✗", "bold red")}
     table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in ("section", "mark", "name"):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     section = ""
     for check in checks:
         mark, style = marks[check.status]

@@ -57,12 +57,8 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the program to its end; its exit code, unless a signal ended it: then the same signal ends us."""
-    environ = dict(os.environ)
-    for name, value in (("OTEL_ML_RUN_NAME", args.name), ("OTEL_ML_DIR", args.dir)):
-        if value is not None:
-            environ[name] = value
-    if args.verbose:
-        environ["OTEL_ML_VERBOSE"] = "1"
+    chosen = {"OTEL_ML_RUN_NAME": args.name, "OTEL_ML_DIR": args.dir, "OTEL_ML_VERBOSE": "1" if args.verbose else None}
+    environ = {**os.environ, **{name: value for name, value in chosen.items() if value is not None}}
     settings = Settings.from_env(environ)
     command = _command(args)
     executable = _executable(command)
@@ -205,7 +201,7 @@ def _next_signal(watched: set[signal.Signals]) -> tuple[int, bool]:
 
 def _in_foreground() -> bool:
     try:
-        with open("/dev/tty", "rb") as terminal:
+        with Path("/dev/tty").open("rb") as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False

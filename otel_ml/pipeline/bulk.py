@@ -169,7 +169,7 @@ def _exponential(aggregation: Any, batch: Batch, original: Aggregate) -> None:
             continue
         _fill_or_add(aggregation, run, batch, original)
         run = []
-        original(aggregation, batch.single(value), False)  # noqa: FBT003 - the SDK's signature
+        _add_one(aggregation, value, batch, original)
         low, high = min(low, value), max(high, value)
     _fill_or_add(aggregation, run, batch, original)
 
@@ -178,7 +178,13 @@ def _fill_or_add(aggregation: Any, run: list[float], batch: Batch, original: Agg
     """Add a run that should fit; one by one where a collection has just emptied the buckets."""
     if run and not _fill(aggregation, run, sorted(run)):
         for value in run:
-            original(aggregation, batch.single(value), False)  # noqa: FBT003 - the SDK's signature
+            _add_one(aggregation, value, batch, original)
+
+
+def _add_one(aggregation: Any, value: float, batch: Batch, original: Aggregate) -> None:
+    """Add one value as the SDK does; SDK 1.45.2 raises for some, which must cost no other value or reader."""
+    with errors.guard("bulk: the SDK's exponential histogram"):
+        original(aggregation, batch.single(value), False)  # noqa: FBT003 - the SDK's signature
 
 
 def _fill(aggregation: Any, values: Sequence[float], ordered: list[float]) -> bool:

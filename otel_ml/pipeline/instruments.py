@@ -22,15 +22,17 @@ from otel_ml import errors, names
 from otel_ml.pipeline import bulk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import Meter
 
-    from otel_ml.names import Metric
-    from otel_ml.pipeline.bulk import Attributes
+    from otel_ml.names import Attribute, Metric
 
-    Series = tuple[str, frozenset[tuple[str, str | bool | int | float]]]
+    Value = str | bool | int | float
+    Attributes = Mapping[str, Value] | Mapping[Attribute, Value] | None
+    Items = frozenset[tuple[str, Value]]
+    Series = tuple[str, Items]
 
 __all__ = ["Instruments"]
 
@@ -147,8 +149,10 @@ class Instruments:
             with errors.guard(f"attributes of {metric.name}"):
                 message = f"{metric.name} may not carry {', '.join(unlisted)}; list it in names.py"
                 raise AssertionError(message)
-            attributes = {key: attributes[key] for key in metric.attributes if key in attributes}
-        return metric.name, frozenset(attributes.items())
+            attributes = {key: value for key, value in attributes.items() if key in metric.attributes}
+        # A str subclass (a name of ours) as a value would be a series of its own to the SDK.
+        plain = ((key, str(value) if isinstance(value, str) else value) for key, value in attributes.items())
+        return metric.name, frozenset(plain)
 
     def _make(self, metric: Metric) -> None:
         if metric.name in self._instruments:
@@ -159,7 +163,7 @@ class Instruments:
         self._instruments[metric.name] = create(metric.name, unit=metric.unit, description=metric.doc, **buckets)
 
 
-_NO_ITEMS: frozenset[tuple[str, str | bool | int | float]] = frozenset()
+_NO_ITEMS: Items = frozenset()
 _alive: weakref.WeakSet[Instruments] = weakref.WeakSet()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import sqlite3
 import time
@@ -66,7 +67,7 @@ class Process:
     state: State
     last_unix_ns: int  # of its newest row, or its end
     drops: dict[str, int]  # "signal reason" -> records
-    notes: tuple[str, ...] = ()  # what to know about the file: a missing -wal
+    notes: tuple[str, ...] = ()  # what to know about the file: a missing -wal, records not kept
 
 
 @dataclass(frozen=True)
@@ -378,8 +379,18 @@ def _process(path: Path) -> Process:
             raise StoreError(message)
         drops = {f"{signal} {reason}": n for signal, reason, n in connection.execute("SELECT * FROM drops")}
         row = rows[0]
+        if row["totals"] is not None:
+            row["started_unix_ns"] = row["totals"].get("started_unix_ns") or row["started_unix_ns"]
         last = row["ended_unix_ns"] or _newest(connection) or row["started_unix_ns"]
-        return Process(path=path, **row, state=_state(row, last), last_unix_ns=last, drops=drops, notes=notes)
+        return Process(
+            path=path, **row, state=_state(row, last), last_unix_ns=last, drops=drops, notes=notes + _unkept(drops)
+        )
+
+
+def _unkept(drops: dict[str, int]) -> tuple[str, ...]:
+    """The records that the file lacks, in words."""
+    parts = [(*key.split(" "), n) for key, n in drops.items()]
+    return tuple(f"{n:,} {signal} were not kept ({reason})" for signal, reason, n in parts if signal != "runs")
 
 
 def _newest(connection: sqlite3.Connection) -> int | None:
@@ -437,7 +448,7 @@ class RunReader:
         return self._read(lambda _connection, process: [process])
 
     def problems(self) -> list[str]:
-        """What cannot be read, and what to know about what can (a missing -wal)."""
+        """What cannot be read, and what to know about what can: a missing -wal, records that were not kept."""
         notes = [f"{process.path.name}: {note}" for process in self.processes() for note in process.notes]
         return self._failed + notes
 
@@ -523,10 +534,10 @@ def _points(
 
 @dataclass
 class _Steps:
-    """What a process's step records say; `weight` steps stand behind each entry of a thinned one."""
+    """What a process's step records say; several steps stand behind each entry of a thinned one."""
 
     outcomes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    durations: list[tuple[float, int]] = field(default_factory=list)
+    durations: list[tuple[float, float, int]] = field(default_factory=list)  # mean, longest, steps
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by attribute
     losses: dict[str, LossCurve] = field(default_factory=dict)
     memory_peak_by: int | None = None
@@ -537,40 +548,48 @@ class _Steps:
         return sum(self.outcomes.values())
 
     def add(self, record: dict[str, Any], weight: int) -> None:
+        """Take one entry, whose times are the mean and whose samples are the sum of `weight` steps."""
         self.thinned |= weight > 1
-        self.outcomes[record.get(names.OUTCOME) or "ok"] += weight
+        outcome = record.get(names.OUTCOME) or "ok"
+        self.outcomes[outcome] += 1  # a bin that holds one that is not ok does not say how many
+        self.outcomes["ok"] += weight - 1
         for key, value in record.items():
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             optimizer = key.removeprefix(f"{names.STEP_LOSS}.")
             if key == names.LOSS.name or (optimizer != key and not key.endswith((".min", ".max"))):
-                lowest = record.get(f"{key}.min")
-                self._loss("" if key == names.LOSS.name else optimizer, record, value, lowest)
+                self._loss("" if key == names.LOSS.name else optimizer, key, record, weight)
             elif key == names.STEP_DURATION_S:
-                self.durations.append((value, weight))
+                self.durations.append((value, record.get(f"{key}.max") or value, weight))
             elif key == names.MEMORY_PEAK.name:
                 self.memory_peak_by = max(self.memory_peak_by or 0, int(value))
-            elif key in _SUMMED or key.startswith(f"{names.STEP_PHASE}."):
+            elif key in _SUMMED:
+                self.sums[key] += value
+            elif key.startswith(f"{names.STEP_PHASE}."):
                 self.sums[key] += value * weight
 
-    def _loss(self, optimizer: str, record: dict[str, Any], value: float, lowest: float | None) -> None:
-        if not abs(value) < float("inf"):
+    def _loss(self, optimizer: str, key: str, record: dict[str, Any], weight: int) -> None:
+        value = record[key]
+        if not math.isfinite(value):
             return
         curve = self.losses.setdefault(optimizer, LossCurve(first=value))
         curve.last = value
-        lowest = value if lowest is None else lowest
-        if curve.best is None or lowest < curve.best:
-            curve.best, curve.best_step = lowest, record.get(names.STEP_NUMBER)
+        lowest = record.get(f"{key}.min", value)
+        if curve.best is None or (lowest is not None and lowest < curve.best):
+            curve.best = lowest
+            curve.best_step = record.get(names.STEP_NUMBER) if weight == 1 else None
 
     def time(self) -> Distribution:
         """How long the steps took; quantiles only where every step has its own record."""
         if not self.durations:
             return Distribution()
-        total = sum(value * weight for value, weight in self.durations)
+        total = sum(value * weight for value, _, weight in self.durations)
+        longest = max(longest for _, longest, _ in self.durations)
+        count = sum(weight for _, _, weight in self.durations)
         if self.thinned:
-            return Distribution(count=self.count, total_s=total)
-        values = sorted(value for value, _ in self.durations)
-        return Distribution(len(values), total, _rank_of(values, 0.5), _rank_of(values, 0.95), values[-1])
+            return Distribution(count=count, total_s=total, max_s=longest)
+        values = sorted(value for value, _, _ in self.durations)
+        return Distribution(count, total, _rank_of(values, 0.5), _rank_of(values, 0.95), longest)
 
     def phases(self) -> dict[str, float]:
         """Seconds by phase."""
@@ -593,14 +612,16 @@ def _rank_of(ordered: list[float], share: float) -> float:
 def _step_records(connection: sqlite3.Connection) -> _Steps:
     """Every step record of a process, whether it stands alone or in the columns of a batch."""
     steps = _Steps()
-    for row in _rows(connection, "logs", where="WHERE event_name = ? ORDER BY id", values=(names.EVENT_STEP,)):
-        steps.add(row["attributes"], 1)
-    for row in _rows(connection, "logs", where="WHERE event_name = ? ORDER BY id", values=(names.EVENT_STEPS,)):
-        columns = {key: value for key, value in row["attributes"].items() if isinstance(value, list)}
-        stride = row["attributes"].get(names.STEP_STRIDE, 1)
+    where, values = "WHERE event_name IN (?, ?) ORDER BY id", (names.EVENT_STEP, names.EVENT_STEPS)
+    for row in _rows(connection, "logs", where=where, values=values):
+        attributes = row["attributes"]
+        columns = {key: value for key, value in attributes.items() if isinstance(value, list)}
+        if row["event_name"] == names.EVENT_STEP:
+            steps.add(attributes, 1)
+            continue
         for index in range(max(map(len, columns.values()), default=0)):
             entry = {key: column[index] for key, column in columns.items() if index < len(column)}
-            steps.add(entry, int(entry.get(names.STEP_STRIDE) or (1 if isinstance(stride, list) else stride)))
+            steps.add(entry, int(attributes.get(names.STEP_STRIDE, 1)))
     return steps
 
 
@@ -646,12 +667,12 @@ def _rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
     are as of the last collection.
     """
     steps, series = _step_records(connection), _Series(_points(connection, process, latest=True))
-    outcomes = {key: int(value) for key, value in series.by(names.STEPS, names.OUTCOME).items()}
-    fresh = steps.count >= sum(outcomes.values())
+    counted = {key: int(value) for key, value in series.by(names.STEPS, names.OUTCOME).items()}
+    fresh = steps.count >= sum(counted.values())
+    made = steps.count if fresh else sum(counted.values())
+    skipped, failed = (max(counted.get(key, 0), steps.outcomes.get(key, 0)) for key in ("skipped", "failed"))
     step_time, phases = steps.time(), steps.phases()
-    if fresh:
-        outcomes = steps.outcomes
-    else:
+    if not fresh:
         step_time, phases = series.spread(names.STEP_DURATION), series.by(names.PHASE_DURATION, names.PHASE)
 
     def summed(attribute: str, metric: names.Metric) -> int | None:
@@ -682,9 +703,9 @@ def _rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         exit_code=process.exit_code,
         error=_error(exception),
         duration_s=max(0.0, (end - process.started_unix_ns) / 1e9),
-        steps=outcomes.get("ok", 0),
-        steps_skipped=outcomes.get("skipped", 0),
-        steps_failed=outcomes.get("failed", 0),
+        steps=made - skipped - failed,
+        steps_skipped=skipped,
+        steps_failed=failed,
         samples=summed(names.STEP_SAMPLES, names.SAMPLES),
         tokens=summed(names.STEP_TOKENS, names.TOKENS),
         micro_batches=summed(names.STEP_MICRO_BATCHES, names.MICRO_BATCHES) or 0,
@@ -702,7 +723,7 @@ def _rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         nonfinite={key: int(value) for key, value in series.by(names.NONFINITE, names.SCALAR_NAME).items()},
         memory_peak_by=max(peaks, default=None),
         records=whole(names.RECORD_COUNT),
-        records_dropped=whole(names.RECORD_DROPPED) + sum(process.drops.values()),
+        records_dropped=whole(names.RECORD_DROPPED),
         errors=whole(names.ERROR_COUNT),
         drain_cpu_s=float(series.total(names.DRAIN_DURATION) or 0.0),
         thinned=steps.thinned,
@@ -748,8 +769,7 @@ def _steps_of(process: Process) -> int:
         return totals.steps + totals.steps_skipped + totals.steps_failed
     with _opened(process.path) as (connection, _):
         counted = sum(point.value or 0 for point in _points(connection, process, names.STEPS.name, latest=True))
-        last = [
-            _last_event(connection, event).get(names.STEP_NUMBER) for event in (names.EVENT_STEP, names.EVENT_STEPS)
-        ]
-    told = [number for entry in last for number in (entry if isinstance(entry, list) else [entry]) if number is not None]
-    return max([int(counted), *(int(number) + 1 for number in told)])
+        one = int(_last_event(connection, names.EVENT_STEP).get(names.STEP_NUMBER, -1))
+        many = _last_event(connection, names.EVENT_STEPS)
+    last = (many.get(names.STEP_NUMBER) or [-1])[-1]  # the first of the steps behind the entry
+    return max(int(counted), one + 1, int(last + many.get(names.STEP_STRIDE, 1)) if many else 0)

@@ -2,8 +2,8 @@
 
 It exists so that a run is on disk a second after it happened, whatever kills the process.
 Called on the threads of the SDK's batch processors and of the metric reader, never on
-the user's thread; `open_gate()`, `finish()` and `close()` are called by the pipeline's
-own thread and at exit. Each export is one transaction. Nothing is imported, opened or
+the user's thread; the pipeline's own thread calls `open_gate()`, and at exit `finish()`
+and `close()`. Each export is one transaction. Nothing is imported, opened or
 made on disk before the gate opens, so a process that never trains leaves no file.
 
 What cannot be kept is counted by signal and reason, in memory and in the file:
@@ -65,7 +65,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_ml import names
-from otel_ml.errors import StoreError, swallow
+from otel_ml.errors import StoreError, guard, swallow
 from otel_ml.store.schema import SUFFIX, boot_and_start, insert, migrate, run_folder
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ __all__ = ["StoreWriter", "is_network"]
 
 logger = logging.getLogger("otel_ml")
 
-HELD = {"spans": 2048, "logs": 2048, "points": 8}  # records (for points: collections) kept back before the gate
+HELD = {"spans": 2048, "logs": 2048, "points": 60}  # records (for points: collections) kept back before the gate
 WAL_BYTES = 1 << 20
 INT64 = 1 << 63
 BUSY_S = 1.0  # how long a write waits for a reader of a rollback-journal file
@@ -142,6 +142,7 @@ class StoreWriter:
         self._pid = os.getpid()
         self._started_unix_ns = time.time_ns()
         self._lock = threading.Lock()
+        self._gate = False
         self._held: dict[str, deque[Any]] | None = {signal: deque() for signal in HELD}
         self._connection: sqlite3.Connection | None = None
         self._path: Path | None = None
@@ -185,31 +186,32 @@ class StoreWriter:
         return 0 if path is None or self._foreign() else sum(_bytes_of(f"{path}{tail}") for tail in _TAILS)
 
     def open_gate(self) -> None:
-        """Write what was held back, and everything from now on at once; the first step calls it."""
-        if self._foreign():
-            return
-        with self._lock:
-            held, self._held = self._held, None
-        for signal, records in (held or {}).items():
-            if records:
-                self._save(signal, list(records))
+        """Let records through from now on, those held back first; the first step calls it.
+
+        It writes nothing itself: the next export does, on its own thread.
+        """
+        self._gate = True
 
     def take(self, signal: str, records: Sequence[Any]) -> bool:
         """Hold back or write a batch; the exporters call it. False where it was lost."""
         if self._foreign():
             return True
         with self._lock:
-            if self._held is not None:
+            if self._held is not None and not self._gate:
                 held = self._held[signal]
                 held.extend(records)
                 while len(held) > HELD[signal]:
                     self._drop(signal, "before_gate", _count(signal, [held.popleft()]))
                 return True
+        self._release()
         return self._save(signal, records)
 
     def finish(self, *, totals: dict[str, Any] | None, ended_unix_ns: int, outcome: str, exit_code: int | None) -> None:
         """Note in the file that the process ended, and how; without it the run reads as killed."""
-        if self._foreign() or self._held is not None or not self._enter("finish"):
+        if self._foreign() or not self._gate:
+            return
+        self._release()
+        if not self._enter("finish"):
             return
         told = None if totals is None else _json(totals)
 
@@ -227,7 +229,11 @@ class StoreWriter:
 
     def close(self) -> None:
         """Bring the journal into the file so that one file is left; later exports are counted as lost."""
-        if self._foreign() or not self._enter("close"):
+        if self._foreign():
+            return
+        if self._gate:
+            self._release()
+        if not self._enter("close"):
             return
         complaint: Exception | None = None
         try:
@@ -252,6 +258,17 @@ class StoreWriter:
     def _foreign(self) -> bool:
         """Whether this is a forked child, which must not touch the parent's lock or connection."""
         return os.getpid() != self._pid
+
+    def _release(self) -> None:
+        """Write what was held back before the gate opened."""
+        if self._held is None:
+            return
+        with self._lock:
+            held, self._held = self._held, None
+        for signal, records in (held or {}).items():
+            if records:
+                with guard("store.release"):
+                    self._save(signal, list(records))
 
     def _enter(self, what: str) -> bool:
         if self._lock.acquire(timeout=PATIENCE_S):
@@ -304,7 +321,7 @@ class StoreWriter:
         elif "locked" in text:
             advice = ": close what has the file open for writing"
         else:
-            advice = ": make it a folder that this user may write to (`otel-ml config` names the setting)"
+            advice = ": make it a folder that this user may write to (OTEL_ML_DIR chooses another)"
         logger.warning(
             "otel-ml: cannot write to the local store in %s (%s)%s. Telemetry that is not stored is counted; "
             "the program is not affected.",

@@ -162,6 +162,9 @@ class Bench:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             run.failed = f"exit code {code}: {' '.join(last) or 'no output'}"
             return run
+        if missing := _missing(condition, folder, log, run):
+            run.failed = missing
+            return run
         _fill(run, json.loads(result.read_text(encoding="utf-8")), begun, ended, cpu_s, written - result.stat().st_size)
         if condition.ours:
             run.dropped = _dropped(where.python, folder, environment, run)
@@ -169,7 +172,7 @@ class Bench:
         return run
 
     def take(self) -> dict[str, int]:
-        """What the sink got since it was last asked."""
+        """Tell what the sink got since it was last asked."""
         with urllib.request.urlopen(f"{self.sink}/take", timeout=120) as answer:
             counts: dict[str, int] = json.load(answer)
         return counts
@@ -194,10 +197,22 @@ def _fill(run: Run, said: Mapping[str, object], begun: int, ended: int, cpu_s: f
     run.gen2 = number["gen2"]
 
 
+def _missing(condition: Condition, folder: Path, log: Path, run: Run) -> str | None:
+    """Say why a run that ended well does not count: a condition that recorded nothing costs nothing."""
+    if "Failed to auto initialize OpenTelemetry" in (said := log.read_text(encoding="utf-8", errors="replace")):
+        return f"did not start: {said.strip().splitlines()[-1]}"
+    if condition.evidence == "sink":
+        return None if run.sink["spans"] else "recorded nothing: no span arrived"
+    if condition.evidence and not any(folder.glob(condition.evidence)):
+        return f"recorded nothing: left no {condition.evidence}"
+    return None
+
+
 def _dropped(python: Path, folder: Path, environment: Mapping[str, str], run: Run) -> int | None:
     """How many records we say that we dropped; asked of the local store, else of the sink."""
     if (folder / "otel-ml-data").exists():
-        quiet = {k: v for k, v in environment.items() if not k.startswith("OTEL_")} | {"PYTHONPATH": str(ROOT)}
+        quiet = {k: v for k, v in environment.items() if k == "OTEL_ML_DIR" or not k.startswith("OTEL_")}
+        quiet["PYTHONPATH"] = str(ROOT)
         command = [str(python), "-m", "otel_ml", "report", "--json"]
         done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -208,7 +223,7 @@ def _dropped(python: Path, folder: Path, environment: Mapping[str, str], run: Ru
 
 
 def _find(data: object, key: str) -> object:
-    """The first value under `key` at any depth."""
+    """Find the first value under `key` at any depth."""
     if isinstance(data, dict):
         if key in data:
             return data[key]
@@ -262,7 +277,7 @@ def _reap(pid: int, patience_s: float) -> tuple[int, float, int]:
 
 @contextmanager
 def bench() -> Iterator[Bench]:
-    """A running sink and an empty folder; makes this process adopt what its children leave behind."""
+    """Give a running sink and an empty folder; makes this process adopt what its children leave behind."""
     if sys.platform != "linux":
         message = "tests.bench measures through /proc and needs Linux"
         raise SystemExit(message)

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tests.bench.figures import resolution
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -22,7 +24,7 @@ console = Console(width=None if Console().is_terminal else max(_width, 220))
 
 
 def _figure(value: float) -> str:
-    """A number with as many digits as a reader can use."""
+    """Write a number with as many digits as a reader can use."""
     return f"{value:,.1f}" if abs(value) < 20 else f"{value:,.0f}"
 
 
@@ -41,14 +43,9 @@ def _median(key: str, scale: float = 1) -> Callable[[Row, Row | None], str]:
     return lambda row, _: _figure(row.figures[key].median * scale) if row.figures else ""
 
 
-def resolution(control: Row, key: str) -> float:
-    """What two plain processes of a round differ by: the larger quartile of the control."""
-    return max(abs(control.figures[key].low), abs(control.figures[key].high))
-
-
 COST: tuple[Column, ...] = (
     ("step + µs [quartiles]", _quartiles("added_wall_us")),
-    ("× plain", lambda row, _: f"{row.figures['ratio'].median:.3f}" if row.figures else ""),
+    ("ratio to plain", lambda row, _: f"{row.figures['ratio'].median:.3f}" if row.figures else ""),
     ("median + µs", _median("added_median_us")),
     ("p99 µs", _median("p99_us")),
     ("p99.9 µs", lambda row, _: f"{row.p999_pooled_us:,.0f}" if row.figures else ""),
@@ -93,7 +90,7 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
             f"resolution (plain against plain): {resolution(control, 'added_wall_us'):,.1f} µs a step; "
             "“≤” marks what is no larger"
         )
-    notes += [f"{t.promise}: {t.measured}, {'met' if t.met else 'NOT met'}" for t in judged]
+    notes += [f"{t.promise}: {t.measured}, {t.verdict}" for t in judged]
     notes += [f"failed: {row.title}: {words}" for row in found for words in row.failed]
     notes += [f"NOT the same work: {row.title} ended at another loss than plain" for row in found if not row.same_work]
     notes += [f"not measured: {title}: {why}" for title, why in absent.items()]
@@ -126,7 +123,7 @@ def markdown(
     absent: Mapping[str, str],
     judged: Sequence[Target] = (),
 ) -> str:
-    """The same table and notes as Markdown."""
+    """Write the same table and notes as Markdown."""
     head = ["", *(name for name, _ in columns)]
     lines = [f"### {title}", "", f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
     for row, cells in zip(found, _cells(found, columns), strict=True):

@@ -23,7 +23,7 @@ _lock = threading.Lock()
 
 
 def take(bodies: list[tuple[str, bytes]]) -> dict[str, int]:
-    """What the requests held: spans, points, logs, and the records that their sender says it dropped."""
+    """Count what the requests held: spans, points, logs, and the records that their sender says it dropped."""
     counts = {"requests": len(bodies), "bytes": sum(len(body) for _, body in bodies)}
     counts |= dict.fromkeys(("spans", "points", "logs", "dropped"), 0)
     for path, body in bodies:

@@ -39,6 +39,8 @@ class Condition:
     """Variables; `{sink}`, `{folder}`, `{auto}` (OTel's sitecustomize folder) and `{root}` are filled in."""
     workloads: tuple[str, ...] = (*TRAININGS, "inference")
     """The workloads that it has something to say about."""
+    evidence: str = ""
+    """What a run must leave to count: `sink` for spans that arrived, else a pattern of files in its folder."""
     ours: bool = False
 
 

@@ -25,6 +25,7 @@ CONDITIONS = (
         "every site",
         needs=("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
         loops=__name__,
+        evidence="sink",
         environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}", "OTEL_METRIC_EXPORT_INTERVAL": "10000"},
         workloads=("mlp", "gpt", "inference", "synthetic"),
     ),

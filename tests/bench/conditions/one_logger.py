@@ -19,6 +19,7 @@ CONDITIONS = (
         # PyYAML: used by its core, not declared by it.
         packages=("nv-one-logger-training-telemetry", "PyYAML"),
         loops=__name__,
+        evidence="one_logger.json",
         workloads=TRAININGS,
     ),
 )

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from tests.bench.conditions import TRAININGS, Condition
 
-LAUNCH = {"OTEL_PYTHON_DISTRO": "otel_ml", "OTEL_PYTHON_CONFIGURATOR": "otel_ml", "PYTHONPATH": "{auto}:{root}"}
+LAUNCH = {
+    "OTEL_PYTHON_DISTRO": "otel_ml",
+    "OTEL_PYTHON_CONFIGURATOR": "otel_ml",
+    "PYTHONPATH": "{auto}:{root}",
+    "OTEL_ML_DIR": "{folder}/otel-ml-data",
+}
 NOWHERE = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
 
 
-def _ours(name: str, title: str, environment: dict[str, str]) -> Condition:
+def _ours(name: str, title: str, environment: dict[str, str], evidence: str) -> Condition:
     return Condition(
         name,
         title,
@@ -16,12 +21,13 @@ def _ours(name: str, title: str, environment: dict[str, str]) -> Condition:
         needs=("otel-ml",),
         environment=LAUNCH | environment,
         workloads=(*TRAININGS, "inference", "synthetic"),
+        evidence=evidence,
         ours=True,
     )
 
 
 CONDITIONS = (
-    _ours("ours-local", "otel-ml, local store", {}),
-    _ours("ours-otlp", "otel-ml, OTLP and local store", {"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"}),
-    _ours("ours-none", "otel-ml, exporters none", NOWHERE),
+    _ours("ours-local", "otel-ml, local store", {}, "otel-ml-data/*/*"),
+    _ours("ours-otlp", "otel-ml, OTLP and local store", {"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"}, "sink"),
+    _ours("ours-none", "otel-ml, exporters none", NOWHERE, ""),
 )

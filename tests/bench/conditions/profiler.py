@@ -16,6 +16,7 @@ CONDITIONS = (
         "torch.profiler, 2 steps of 100",
         "with, step() a step",
         loops=__name__,
+        evidence="profile/*.json",
         workloads=TRAININGS,
     ),
 )

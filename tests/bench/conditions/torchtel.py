@@ -18,6 +18,7 @@ CONDITIONS = (
         "two calls, hands over the model",
         packages=("torchtel",),
         loops=__name__,
+        evidence="sink",
         environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"},
     ),
 )

@@ -17,6 +17,7 @@ CONDITIONS = (
         "init(), trace_step() around the step",
         packages=("traceml-ai",),
         loops=__name__,
+        evidence="logs/*/*",
         command=("{bin}/traceml", "run", "{script}", "--mode=summary"),
         workloads=TRAININGS,
     ),

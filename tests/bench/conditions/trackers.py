@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from tests.bench.loops import Training
 
 
-def _tracker(name: str, title: str, package: str, environment: dict[str, str]) -> Condition:
+def _tracker(name: str, title: str, package: str, environment: dict[str, str], evidence: str) -> Condition:
     return Condition(
         name,
         title,
         "a log call a step",
         packages=(package,),
         loops=__name__,
+        evidence=evidence,
         environment=environment | {"BENCH_TRACKER": name},
         workloads=TRAININGS,
     )
@@ -33,9 +34,10 @@ CONDITIONS = (
         "MLflow, files",
         "mlflow",
         {"MLFLOW_TRACKING_URI": "file://{folder}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"},
+        "mlruns/*/*/metrics/loss",
     ),
-    _tracker("wandb", "wandb, offline", "wandb", {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}),
-    _tracker("tensorboard", "TensorBoard", "tensorboard", {}),
+    _tracker("wandb", "wandb, offline", "wandb", {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}, "wandb/*/*.wandb"),
+    _tracker("tensorboard", "TensorBoard", "tensorboard", {}, "tensorboard/*"),
 )
 
 Log = tuple["Callable[[dict[str, float], int], None]", "Callable[[], None]"]

@@ -38,7 +38,7 @@ class Gpt(nn.Module):
         self.mask = nn.Transformer.generate_square_subsequent_mask(LENGTH)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The next token's logits at every place."""
+        """Predict the next token's logits at every place."""
         hidden = self.tokens(tokens) + self.positions.weight
         logits: torch.Tensor = self.head(self.blocks(hidden, mask=self.mask, is_causal=True))
         return logits

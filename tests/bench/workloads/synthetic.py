@@ -31,7 +31,7 @@ class Scalar(nn.Module):
         self.number = nn.Parameter(torch.ones(()))
 
     def forward(self, _: torch.Tensor) -> torch.Tensor:
-        """The number."""
+        """Return the number."""
         return self.number
 
 
@@ -64,7 +64,7 @@ def train(task: Training) -> None:
     for inputs, _ in task.batches:
         task.model(inputs).backward(ONE)
         task.optimizer.step()
-        task.watch.lap()
+        task.watch.lap(1.0)
 
 
 def main() -> None:

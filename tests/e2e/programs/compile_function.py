@@ -14,6 +14,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 @torch.compile(backend="aot_eager")
 def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return nn.functional.mse_loss(model(x), y)
+
+
 steps = 6
 for step in range(steps):
     optimizer.zero_grad()

@@ -22,4 +22,6 @@ counters = torch._dynamo.utils.counters
 compiled = {"graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values())}
 print("compiled", json.dumps(compiled))
 truth = {"steps": steps, "skipped": 0, "failed": 0, "evaluations": 0, "inference": 0}
-print("truth", json.dumps({**truth, "micro_batches": steps, "samples": None, "exit": 0, "compiles": 3, "recompiles": 2}))
+print(
+    "truth", json.dumps({**truth, "micro_batches": steps, "samples": None, "exit": 0, "compiles": 3, "recompiles": 2})
+)

@@ -19,6 +19,8 @@ def train_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.detach()
+
+
 steps = 6
 for step in range(steps):
     loss = train_step(torch.randn(4, 8), torch.randn(4, 1))

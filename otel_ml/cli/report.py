@@ -1,0 +1,46 @@
+"""Print a run's summary again: what happened, where its time went, what to try next.
+
+    otel-ml report                the newest run
+    otel-ml report RUN            that one: its id, the beginning of its id, or its name
+
+A live run is shown as far as it is on disk. Keys of --json: schema, run {id, name, outcome,
+exit_code, signal, error, started_unix_ns, ended_unix_ns, duration_s}, rates {samples_per_s,
+tokens_per_s, requests_per_s, overhead}, diagnosis {verdict, evidence, advice}, processes[]
+(one object a process, the one that the summary shows first). What is not known is null.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_ml.settings import Settings
+from otel_ml.store.reader import RunReader, find_run
+from otel_ml.summary import literal, print_totals, to_json
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["prepare_parser", "run"]
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Which run, where, and in which form."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="the run (default: the newest)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--dir", type=Path, help="the folder that holds the runs (OTEL_ML_DIR)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report to stdout, and to stderr what of the run cannot be read."""
+    reader = RunReader(find_run(args.dir or Settings.from_env(os.environ).directory, args.run))
+    totals = reader.totals()
+    if args.json:
+        print(to_json(totals))
+    else:
+        print_totals(totals, sys.stdout, whole=True)
+    for problem in reader.problems():
+        print(f"otel-ml: {literal(problem)}", file=sys.stderr)
+    return 0

@@ -1,0 +1,89 @@
+"""Ordinary programs under both launchers: they do what they did, and the counts are exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.launching import LAUNCHERS, PROGRAMS, launch, plainly, step_records, totals
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPECIAL = {"terminated", "interrupt", "timed", "fast", "compile_inductor"}
+ORDINARY = sorted(p.stem for p in PROGRAMS.glob("*.py") if p.stem not in SPECIAL)
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what the plain runs write."""
+    return tmp_path_factory.mktemp("plain")
+
+
+def counted(directory: Path, truth: dict[str, Any]) -> dict[str, Any]:
+    """The recorded counts under the names the programs use, those that the program knows."""
+    run = totals(directory)
+    found = {
+        "steps": run.steps,
+        "skipped": run.steps_skipped,
+        "failed": run.steps_failed,
+        "evaluations": run.evaluations,
+        "inference": run.inference.count,
+        "micro_batches": run.micro_batches,
+        "samples": run.samples,
+        "inference_samples": run.inference_samples,
+        "checkpoints_saved": run.checkpoints_saved,
+        "checkpoints_loaded": run.checkpoints_loaded,
+        "recompiles": run.recompiles,
+    }
+    return {k: v for k, v in found.items() if truth.get(k) is not None}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("program", ORDINARY)
+def test_program(program: str, launcher: str, tmp_path: Path, scratch: Path) -> None:
+    """A program prints and exits as it does without us, and its steps are counted exactly."""
+    plain = plainly(f"{program}.py", scratch)
+    ours = launch(LAUNCHERS[launcher], f"{program}.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+
+    assert (ours.stdout, ours.code) == (plain.stdout, plain.code)
+    truth = plain.truth
+    if truth["exit"] == 0:
+        assert ours.code == 0
+    expected = {k: v for k, v in truth.items() if v is not None}
+    found = counted(tmp_path / "runs", truth)
+    assert found == {k: expected[k] for k in found}
+
+
+EXACT = [
+    "plain_loop", "loader_no_workers", "loader_fork", "accumulation", "accumulation_no_loader", "amp", "clipping",
+    "scheduler", "evaluation_loader", "evaluation_no_loader", "compile_module", "compile_function", "compile_step",
+    "zero_grad_last", "by_hand", "distillation",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", EXACT)
+def test_loss(program: str, tmp_path: Path) -> None:
+    """The loss in each step's record is what the program prints, to the last bit."""
+    ours = launch(LAUNCHERS["otel-ml run"], f"{program}.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+
+    printed = [float(words[-1]) for words in ours.losses()]
+    found = [row.get("ml.training.loss") for row in step_records(tmp_path / "runs")]
+    assert len(printed) > 0
+    assert repr(found) == repr(printed)
+
+
+@pytest.mark.parametrize("program", ["gan", "gan_loader"])
+def test_losses_of_two_optimizers(program: str, tmp_path: Path) -> None:
+    """Each optimizer of a GAN has its own loss in the record, to the last bit."""
+    ours = launch(LAUNCHERS["otel-ml run"], f"{program}.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+
+    rows = step_records(tmp_path / "runs")
+    by_name: dict[str, list[float]] = {}
+    for words in ours.losses():
+        by_name.setdefault(words[-2], []).append(float(words[-1]))
+    columns = [
+        [row[key] for row in rows] for key in sorted({k for row in rows for k in row if k.startswith("ml.step.loss.")})
+    ]
+    assert sorted(columns) == sorted(by_name.values())
