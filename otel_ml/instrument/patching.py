@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.errors import swallow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Patches"]
 
@@ -16,7 +19,12 @@ class Patches:
 
     def __init__(self) -> None:
         self._done: list[tuple[Any, str, Any, Any]] = []
+        self._also: list[Callable[[], Any]] = []
         self.report: dict[str, str] = {}
+
+    def undo_with(self, remove: Callable[[], Any]) -> None:
+        """Have `undo()` call this as well: a hook the framework itself registered."""
+        self._also.append(remove)
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Replace `owner.name`; a class's own attribute is told from an inherited one."""
@@ -46,6 +54,8 @@ class Patches:
         """Put every original back; what somebody else placed over ours since stays."""
         while self._done:
             self._restore(self._done.pop())
+        while self._also:
+            self._also.pop()()
         self.report.clear()
 
     @staticmethod

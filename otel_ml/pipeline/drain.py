@@ -68,7 +68,6 @@ class Drain:
     def turn(self, *, pause: bool = True) -> None:
         """Take and tell everything recorded so far."""
         with self._lock:
-            cpu = time.thread_time()
             fullest = 0.0
             for recorder in list(recorders.all):
                 fullest = max(fullest, len(recorder.buffer) / recorder.limit)
@@ -78,6 +77,7 @@ class Drain:
                     self._tell(recorder)
             for _ in recorders.retired():
                 pass
+            self.cpu_s = time.thread_time()
             if self.active:
                 at = now()
                 self.telemetry.records.flush(at)
@@ -85,7 +85,6 @@ class Drain:
                 self.telemetry.anchor.renew()
                 self.telemetry.tick(upto=None, cpu_s=self.cpu_s, state="running")
                 self.telemetry.instruments.flush()
-            self.cpu_s += time.thread_time() - cpu
         self._pace(fullest)
 
     def _pace(self, fullest: float) -> None:
@@ -143,6 +142,7 @@ class Drain:
                 if recorder.tracker is not None:
                     recorder.tracker.finish(failed=failed and recorder is (recorders.main or recorder))
                     self._tell(recorder)
+            self.cpu_s = time.thread_time()
 
 
 def _nothing() -> None:

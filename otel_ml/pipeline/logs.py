@@ -71,7 +71,11 @@ class Logs:
 
         def with_ids(*args: Any, **kwargs: Any) -> logging.LogRecord:
             record = factory(*args, **kwargs)
-            context = trace.get_current_span().get_span_context()
+            try:
+                context = trace.get_current_span().get_span_context()
+            except Exception:  # noqa: BLE001 - the law: never break the program
+                swallow("finding a log record's span")
+                context = trace.INVALID_SPAN_CONTEXT
             record.otelTraceID = format(context.trace_id, "032x") if context.is_valid else "0"
             record.otelSpanID = format(context.span_id, "016x") if context.is_valid else "0"
             return record

@@ -136,9 +136,7 @@ class Run:
 
     def _finish(self, error: BaseException | None, timeout_s: float) -> None:
         with guard("the end of the run"):
-            began = time.thread_time()
             self._close(error)
-            self.drain.cpu_s += time.thread_time() - began
             if self.drain.active:
                 self.providers.flush(int(timeout_s * 1000))
                 if self.writer is not None:

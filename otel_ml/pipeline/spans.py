@@ -13,6 +13,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, Sta
 from otel_ml import names
 from otel_ml.core.context import optimizers, recorders, roots
 from otel_ml.core.identity import run_trace_id, step_span_id, step_trace_id
+from otel_ml.errors import swallow
 from otel_ml.pipeline.budget import Budget, stride_for
 from otel_ml.pipeline.ids import OneShotIds, RememberingSampler
 
@@ -47,6 +48,13 @@ class LiveStep(NonRecordingSpan):
         recorder = recorders.live()
         if recorder is None or not recorder.state:
             return trace.INVALID_SPAN_CONTEXT
+        try:
+            return self._of(recorder)
+        except Exception:  # noqa: BLE001 - asked from anywhere in the user's program
+            swallow("the live step")
+            return trace.INVALID_SPAN_CONTEXT
+
+    def _of(self, recorder: Recorder) -> SpanContext:
         memo = self._memo
         number, ordinal = recorder.number, recorder.ordinal
         if memo is None or memo[0] != number or memo[1] != ordinal:
@@ -119,7 +127,7 @@ class Spans:
         flags = _RANDOM_FLAG
         state = None
         if self._sampler is not None:
-            result = self._sampler.should_sample(None, trace_id, names.SPAN_STEP)
+            result = self._sampler.should_sample(Context(), trace_id, names.SPAN_STEP)
             state = result.trace_state
             if result.decision is Decision.RECORD_AND_SAMPLE:
                 flags |= TraceFlags.SAMPLED

@@ -9,6 +9,7 @@ optimizer or a composite module is built.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from types import MethodType
@@ -207,6 +208,33 @@ class Roots:
         compile.__wrapped__ = original  # type: ignore[attr-defined]
         hide_deep(compile)
         self.patches.set(self.module, "compile", compile)
+        self._install_rearming()
+
+    def _install_rearming(self) -> None:
+        """A copy, an unpickled model or one about to be evaluated may be a root that no window has seen."""
+        arm = self.arm
+        original_setstate, original_eval = self.module.__setstate__, self.module.eval
+
+        @functools.wraps(original_setstate)
+        def __setstate__(self: Any, state: Any) -> None:  # noqa: N807 - torch's name
+            original_setstate(self, state)
+            arm()
+
+        @functools.wraps(original_eval)
+        def eval(self: Any) -> Any:  # noqa: A001 - torch's name
+            if id(self) not in roots.numbers:
+                arm()
+            return original_eval(self)
+
+        for name, function in (("__setstate__", __setstate__), ("eval", eval)):
+            function._torchdynamo_inline = vars(self.module)[name]  # type: ignore[attr-defined]
+            self.patches.set(self.module, name, hide(function))
+
+        def registered(_module: Any, _name: str, _submodule: Any) -> None:
+            arm()
+
+        handle = self.torch.nn.modules.module.register_module_module_registration_hook(hide_deep(registered))
+        self.patches.undo_with(handle.remove)
 
     def _in_place(self, module: Any, compiled: Any) -> Any:
         """What `module.compile()` put on the instance shadows the class's slot: record there, if it is a root."""
