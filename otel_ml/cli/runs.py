@@ -35,6 +35,7 @@ __all__ = ["prepare_parser", "run"]
 
 COLUMNS = ("id", "name", "state", "started", "duration_s", "steps", "size_by", "path")
 GAP = "  "
+LEAST_NAME = 8  # the fewest characters of a name that still tell something
 WIDE = 100  # from here on, the table has room for the year and the size as well
 STYLES = {
     "running": "cyan", "finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "lost": "yellow",
@@ -125,7 +126,7 @@ def _print_columns(runs: Sequence[Run]) -> None:
 
 
 def _print_table(runs: Sequence[Run]) -> None:
-    """A table for people: an id is never cut, a name is where there is no room."""
+    """A table for people: an id is never cut; a name is where room is short, and left out where there is none."""
     from rich.text import Text
 
     console = console_for(sys.stdout)
@@ -148,9 +149,15 @@ def _print_table(runs: Sequence[Run]) -> None:
     widths = [max(len(heading), *(row[n].cell_len for row in rows)) for n, heading in enumerate(headings)]
     name = headings.index("NAME")
     room = console.width - sum(widths) + widths[name] - len(GAP) * (len(headings) - 1)
-    widths[name] = min(widths[name], max(room, len("NAME")))
+    if room < min(widths[name], LEAST_NAME):
+        del headings[name], widths[name]
+        for row in rows:
+            del row[name]
+    else:
+        widths[name] = min(widths[name], room)
+        for row in rows:
+            row[name].truncate(widths[name], overflow="crop" if ascii_only else "ellipsis")
     for row in ([Text(heading, "dim") for heading in headings], *rows):
-        row[name].truncate(widths[name], overflow="crop" if ascii_only else "ellipsis")
         for cell, heading, width in zip(row, headings, widths, strict=True):
             cell.align("right" if heading in ("TOOK", "STEPS", "SIZE") else "left", width)
         line = Text(GAP).join(row)

@@ -178,16 +178,12 @@ class Tracker:
     def finish(self, *, failed: bool = False) -> None:
         """The thread's or the program's end: close what is open at its last event."""
         if self._turned():
-            if failed and self.candidate is not None:
-                at = self.candidate
-                self._close_at(self.items[at].start, at)
+            # What has taken its turn is done; what follows is the next step, or was none.
+            at = self.candidate if self.candidate is not None else len(self.items)
+            self._close_at(self.items[at - 1].end, at)
+            if failed:
                 self._fail()
-            elif failed:
-                self._close_at(self.last_end, len(self.items), outcome="failed")
             else:
-                # A candidate never confirmed is no step: it stays in this one, as its residual.
-                at = self.candidate if self.candidate is not None else len(self.items)
-                self._close_at(self.items[at - 1].end, at)
                 self._leave_open()
         elif self.by_hand and self._backwards() and not failed:
             self._close_manual(self.last_end)
@@ -428,10 +424,12 @@ def _phases(step: Step, items: list[Item]) -> None:
     covered.sort(key=lambda s: (s[1], s[2]))
     start, end = step.start, step.end
     total = 0
+    cursor = start  # events of one thread nest; should a clock ever say otherwise, the earlier one keeps its time
     for name, begin, stop in covered:
-        first, last = max(begin, start), min(stop, end)
+        first, last = max(begin, cursor), min(stop, end)
         if last <= first:
             continue
+        cursor = last
         step.phases[name] = step.phases.get(name, 0) + last - first
         total += last - first
         if step.intervals and step.intervals[-1][0] == name and step.intervals[-1][2] == first:

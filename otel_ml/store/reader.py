@@ -320,10 +320,11 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[str, ...]]:
         message = f"{path} is empty: its process ended before it wrote anything; delete the run with `otel-ml runs rm`"
         raise StoreError(message)
     wal = Path(f"{path}-wal")
-    notes: tuple[str, ...] = ()
-    if head[18:19] == bytes([WAL_MODE]) and not wal.exists():
-        notes = (f"{wal.name} is missing: if the file was copied without it, the newest rows are not here",)
     url = f"file:{quote(str(path.resolve()))}?mode=ro"
+    if head[18:19] == bytes([WAL_MODE]) and not wal.exists():
+        # Opened as what it is, SQLite would make an empty -wal beside it.
+        note = f"{wal.name} is missing: if the file was copied without it, the newest rows are not here"
+        return sqlite3.connect(f"{url}&immutable=1", uri=True, isolation_level=None), (note,)
     connection = sqlite3.connect(url, uri=True, timeout=2.0, isolation_level=None)
     try:
         connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
@@ -334,8 +335,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[str, ...]]:
         # A folder that cannot be written to has no place for the shared index of a -wal.
         connection = sqlite3.connect(f"{url}&immutable=1", uri=True, isolation_level=None)
         if wal.exists() and wal.stat().st_size:
-            notes = (f"{wal.name} could not be read here: copy both files to a folder you may write to",)
-    return connection, notes
+            return connection, (f"{wal.name} could not be read here: copy both files to a folder you may write to",)
+    return connection, ()
 
 
 def _migrated(connection: sqlite3.Connection) -> sqlite3.Connection:

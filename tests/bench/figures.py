@@ -131,7 +131,7 @@ def targets(workload: str, found: Sequence[Row]) -> list[Target]:
 
     def judge(promise: str, value: float, limit: float, unit: str, noise: float = 0.0) -> None:
         """Undecided where the limit is nearer to the value than two plain processes are to each other."""
-        verdict = "undecided: too noisy here" if abs(value - limit) <= noise else "met" if value <= limit else "NOT met"
+        verdict = "undecided: too noisy here" if abs(value - limit) < noise else "met" if value <= limit else "NOT met"
         judged.append(Target(promise, f"{value:.4g}{unit}", verdict))
 
     control = by.get("plain2")

@@ -134,7 +134,7 @@ def _resident() -> int:
     for pid in _family():
         try:
             total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except OSError:  # it ended while we looked
+        except OSError:  # noqa: PERF203 - it ended while we looked
             continue
     return total * resource.getpagesize()
 

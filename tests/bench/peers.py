@@ -56,7 +56,7 @@ def environment(condition: Condition, base: Path) -> Environment:
     for name in condition.needs:
         try:
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
+        except metadata.PackageNotFoundError:  # noqa: PERF203
             return Environment(None, {}, f"{name} is not installed in this environment: pip install -e '.[dev]'")
     return Environment(Path(sys.executable), versions)
 

@@ -51,7 +51,7 @@ def bars(title: str, found: Sequence[Row]) -> str:
         y = TOP + i * (BAR + GAP)
         middle, kind = y + BAR / 2, ' class="ours"' if row.ours else ""
         length = max(1.0, x(added.median) - LABELS)
-        value = f"+{max(0.0, added.median):,.0f} µs · \N{MULTIPLICATION SIGN}{row.figures['ratio'].median:.2f}"
+        value = f"{added.median:+,.0f} µs · \N{MULTIPLICATION SIGN}{row.figures['ratio'].median:.2f}"
         parts += [
             f'<text{kind} x="{LABELS - 10}" y="{middle + 4.5}" text-anchor="end">{escape(row.title)}</text>',
             f'<rect{kind} x="{LABELS}" y="{y}" width="{length:.1f}" height="{BAR}" rx="3"/>',

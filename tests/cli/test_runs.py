@@ -138,6 +138,17 @@ def test_a_terminal_gets_a_table(tmp_path: Path, terminal: Terminal) -> None:
     ]
 
 
+def test_ids_that_take_all_the_room_are_still_whole(tmp_path: Path, terminal: Terminal) -> None:
+    """Where no room is left for names, they go and the ids stay: an id is there to be copied."""
+    store(tmp_path, "fine_tune_the_model-20261121-1240-44bpub", name="fine_tune_the_model")
+    with terminal.attached():
+        assert otel_ml_runs(tmp_path) == 0
+    assert terminal.shown().splitlines() == [
+        "RUN                                       STATE     STARTED       TOOK  STEPS",
+        "fine_tune_the_model-20261121-1240-44bpub  finished  11-21 12:40  3m12s  1,200",
+    ]
+
+
 def test_a_wide_terminal_gets_the_size_as_well(
     tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

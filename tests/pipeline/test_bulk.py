@@ -114,7 +114,7 @@ def collected(reader: InMemoryMetricReader) -> list[str]:
     """Everything a reader collects but times, as text that shows floats exactly, -0.0 too."""
     try:
         data = reader.get_metrics_data()
-    except IndexError as error:  # SDK 1.45.2 merges some exponential histograms wrongly, also of single values
+    except Exception as error:  # noqa: BLE001 - SDK 1.45.2 fails to merge some exponential histograms of single values too
         return [repr(error)]
     return [
         repr((metric.name, metric.description, metric.unit, type(metric.data).__name__, _without_times(point)))
@@ -179,7 +179,7 @@ def test_any_values_through_any_view_equal_per_value_recording(views: list[View]
     """Whatever the values, the View and the reader, every point is the one that `record()` makes."""
     try:
         each = outcome(record_each, rounds, views)
-    except IndexError:  # SDK 1.45.2: `record()` itself fails for some values in few exponential buckets
+    except Exception:  # noqa: BLE001 - SDK 1.45.2: `record()` itself fails for some values in few exponential buckets
         reject()
     assert outcome(bulk.feed, rounds, views) == each
 

@@ -243,8 +243,8 @@ def test_for_users_an_unlisted_attribute_is_left_out_and_counted(monkeypatch: py
     monkeypatch.setattr(errors, "swallowed", errors.Swallowed())
     reader = InMemoryMetricReader()
     instruments = instruments_of(provide(reader))
-    for number in (3, 4):
-        instruments.add(names.STEPS, 1, {"ml.step.number": number, "ml.outcome": "ok"})
+    for number in ("3", "4"):
+        instruments.add(names.STEPS, 1, {names.STEP_NUMBER: number, names.OUTCOME: "ok"})
     assert streams(reader.get_metrics_data()) == [("ml.training.steps", "{step}", [({"ml.outcome": "ok"}, 2)])]
     assert errors.swallowed.counts == {"attributes of ml.training.steps": 2}
 

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from otel_ml.store.reader import RunReader, delete_run, find_run, list_runs, rea
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conftest import Program
 
@@ -322,7 +323,7 @@ def test_points_come_back_whole_and_the_latest_of_each_series(program: Callable[
         0.5,
         {"bounds": [1.0], "counts": [1, 0]},
     )
-    assert histogram.min != histogram.min  # noqa: PLR0124 - a NaN
+    assert histogram.min != histogram.min
     assert {p.name for p in reader.points(latest=True)} == {"c", "h"}
 
 
@@ -481,27 +482,33 @@ def test_thinned_step_records_are_weighed_and_say_so(program: Callable[..., Prog
 # --- copied, damaged, old and new files -----------------------------------------------------
 
 
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder that others may look into; `lock()` takes away the right to write, also to what is in it."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+        Path(name).chmod(0o700)
+
+
+def lock(folder: Path) -> None:
+    """Leave everybody the right to read only."""
+    for path in folder.iterdir():
+        path.chmod(0o444)
+    folder.chmod(0o555)
+
+
 def test_copied_file_opens_anywhere(
-    program: Callable[..., Program], runs: Path, tmp_path: Path, unprivileged: Callable[[], Any]
+    program: Callable[..., Program], runs: Path, locked: Path, unprivileged: Callable[[], Any]
 ) -> None:
     """One file of an ended run, copied to a folder that cannot be written to, is read like the run."""
     ended(program)
-    there = tmp_path / "there"
-    there.mkdir()
-    copy = Path(shutil.copy(file_of(runs), there / "copy.sqlite"))
-    copy.chmod(0o444)
+    copy = Path(shutil.copy(file_of(runs), locked / "copy.sqlite"))
+    lock(locked)
     expected = RunReader(runs / "run-1").logs()
-    parents = [there, *tmp_path.parents[:2], tmp_path]
-    modes = [path.stat().st_mode & 0o777 for path in parents]
-    for path in parents:
-        path.chmod(0o555)
-    try:
-        with unprivileged():
-            reader = RunReader(copy)
-            assert (reader.logs(), reader.problems()) == (expected, [])
-    finally:
-        for path, mode in zip(parents, modes, strict=True):
-            path.chmod(mode)
+
+    with unprivileged():
+        reader = RunReader(copy)
+        assert (reader.logs(), reader.problems()) == (expected, [])
 
 
 def live_copy(program: Callable[..., Program], runs: Path, there: Path, *tails: str) -> Path:
@@ -512,7 +519,7 @@ def live_copy(program: Callable[..., Program], runs: Path, there: Path, *tails: 
     change(file_of(runs), "PRAGMA wal_checkpoint(TRUNCATE)")
     one.step(1)
     one.flush()
-    there.mkdir()
+    there.mkdir(exist_ok=True)
     for tail in ("", *tails):
         shutil.copy(f"{file_of(runs)}{tail}", there / f"copy.sqlite{tail}")
     return there / "copy.sqlite"
@@ -538,25 +545,18 @@ def test_copy_with_its_journal_is_whole(program: Callable[..., Program], runs: P
 
 
 def test_journal_that_cannot_be_read_here_is_said(
-    program: Callable[..., Program], runs: Path, tmp_path: Path, unprivileged: Callable[[], Any]
+    program: Callable[..., Program], runs: Path, locked: Path, unprivileged: Callable[[], Any]
 ) -> None:
     """In a folder that cannot be written to, a -wal is left out, and the reader says what to do."""
-    there = tmp_path / "there"
-    copy = live_copy(program, runs, there, "-wal")
-    parents = [there, *tmp_path.parents[:2], tmp_path]
-    modes = [path.stat().st_mode & 0o777 for path in parents]
-    for path in [*parents, *there.iterdir()]:
-        path.chmod(0o555)
-    try:
-        with unprivileged():
-            reader = RunReader(copy)
-            assert [log.step for log in reader.logs()] == [0]
-            assert reader.problems() == [
-                "copy.sqlite: copy.sqlite-wal could not be read here: copy both files to a folder you may write to"
-            ]
-    finally:
-        for path, mode in zip(parents, modes, strict=True):
-            path.chmod(mode)
+    copy = live_copy(program, runs, locked, "-wal")
+    lock(locked)
+
+    with unprivileged():
+        reader = RunReader(copy)
+        assert [log.step for log in reader.logs()] == [0]
+        assert reader.problems() == [
+            "copy.sqlite: copy.sqlite-wal could not be read here: copy both files to a folder you may write to"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_delete_never_leaves_the_store(program: Callable[..., Program], runs: Pa
     run = replace(find_run(runs, None), slug=slug, path=runs / slug)
     before = sorted(tmp_path.rglob("*"))
 
-    with pytest.raises(StoreError, match="is not a run of .*; nothing was deleted"):
+    with pytest.raises(StoreError, match=r"is not a run of .*; nothing was deleted"):
         delete_run(runs, run)
     assert sorted(tmp_path.rglob("*")) == before
 

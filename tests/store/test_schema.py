@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AWKWARD = [
-    "", ".", "..", "../../x", "/etc/passwd", "a/b", "a\\b", "a b", ".hidden", "-", "räksmörgås", "日本語", "\ud800", "a\0b",
-    "a\nb", "x" * 300, "x" * 301, "x" * 81, "con:1", "a.h0123456789ab", "~", "é", "e\u0301",
+    "", ".", "..", "../../x", "/etc/passwd", "a/b", "a\\b", "a b", ".hidden", "-", "räksmörgås", "日本語", "\ud800",
+    "a\0b", "a\nb", "x" * 300, "x" * 301, "x" * 81, "con:1", "a.h0123456789ab", "~", "é", "e\u0301",
 ]  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_folder_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "run-1").symlink_to(tmp_path / "elsewhere")
 
-    with pytest.raises(StoreError, match="leads out of .*remove that link"):
+    with pytest.raises(StoreError, match=r"leads out of .*remove that link"):
         schema.run_folder(tmp_path / "runs", "run-1")
 
 
@@ -97,7 +97,7 @@ def test_newer_file_is_refused_with_what_to_type() -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("PRAGMA user_version = 999")
 
-    with pytest.raises(NewerStoreError, match="schema 999.*pip install --upgrade otel-ml"):
+    with pytest.raises(NewerStoreError, match=r"schema 999.*pip install --upgrade otel-ml"):
         schema.migrate(connection)
 
 

@@ -1,0 +1,406 @@
+"""Tables of event sequences: what is a step, where it ends, and what its time was spent on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_ml.core import recorder as r
+from otel_ml.core.recorder import Recorder
+from otel_ml.pipeline.steps import Call, Evaluation, Step, Tracker
+
+CODES = {
+    "fetch": r.FETCH, "end": r.FETCH_END, "forward": r.FORWARD, "quiet": r.FORWARD_NOGRAD, "backward": r.BACKWARD,
+    "zero": r.ZERO_GRAD, "step": r.STEP, "scaler": r.SCALER, "clip": r.CLIP, "work": r.OPTIMIZER_WORK, "build": r.BUILD,
+    "compile": r.COMPILE, "checkpoint": r.CHECKPOINT,
+}  # fmt: skip
+DEFAULTS: dict[str, tuple[Any, Any]] = {
+    "fetch": (4, -1), "forward": (0, 4), "quiet": (0, 4), "backward": (1.0, None), "zero": (0, None), "step": (0, 0.1),
+    "scaler": (0, 2.0), "clip": (0.5, None), "build": (0, None),
+}  # fmt: skip
+
+
+def track(table: str, *, failed: bool = False) -> list[Any]:
+    """Run a table through a tracker: one event a line, `name start end [a [b]]`."""
+    tracker = Tracker()
+    for line in table.strip().splitlines():
+        name, start, end, *rest = line.split()
+        a, b = DEFAULTS.get(name, (None, None))
+        if rest:
+            a = float(rest[0]) if name in ("backward", "clip") else int(rest[0])
+        if len(rest) > 1:
+            b = float(rest[1])
+        if name in ("compile", "checkpoint"):
+            a = {"operation": "save", "error": None} if name == "checkpoint" else {"function": "f", "reason": None}
+        tracker.feed(CODES[name], int(start), int(end), a, b)
+    tracker.finish(failed=failed)
+    return [o for o in tracker.out if not isinstance(o, tuple) or isinstance(o, Call)]
+
+
+def shape(found: list[Any]) -> list[Any]:
+    """What matters of each finding, in short."""
+    short: list[Any] = []
+    for one in found:
+        if isinstance(one, Step):
+            short.append((one.number, one.start, one.end, one.outcome))
+        elif isinstance(one, Evaluation):
+            short.append(("evaluation", one.start, one.end, one.calls))
+        else:
+            short.append(("call", one.start, one.end))
+    return short
+
+
+def test_loader_loop() -> None:
+    """A batch fetch after a turn closes the step; every nanosecond is in one phase or the residual."""
+    found = track("""
+        fetch 0 10
+        zero 12 14
+        forward 15 30
+        backward 35 60
+        clip 61 63 0.7
+        step 64 70
+        fetch 80 90
+        zero 92 94
+        forward 95 110
+        backward 115 140
+        step 144 150
+        end 155 156
+    """)
+
+    assert shape(found) == [(0, 0, 80, "ok"), (1, 80, 155, "ok")]
+    first = found[0]
+    assert first.phases == {"data_wait": 10, "optimizer": 10, "forward": 20, "backward": 25, "residual": 15}
+    assert (first.losses, first.learning_rates, first.grad_norm, first.samples) == ({0: 1.0}, {0: 0.1}, 0.7, 4)
+
+
+def test_loop_without_loader() -> None:
+    """Without a loader the step ends where the next begins, once the same optimizer's next turn confirms it."""
+    found = track("""
+        zero 0 1
+        forward 2 10
+        backward 11 20
+        step 21 25
+        zero 30 31
+        forward 32 40
+        backward 41 50
+        step 51 55
+    """)
+
+    assert shape(found) == [(0, 0, 30, "ok"), (1, 30, 55, "ok")]
+
+
+def test_gan() -> None:
+    """One step holds a round of turns: a new optimizer's turn discards the candidate."""
+    found = track("""
+        zero 0 1 0
+        forward 1 5
+        backward 5 9 2.0
+        step 9 10 0
+        zero 11 12 1
+        forward 12 15
+        backward 15 19 3.0
+        step 19 20 1
+        zero 22 23 0
+        forward 23 25
+        backward 25 29 4.0
+        step 29 30 0
+        zero 31 32 1
+        forward 32 35
+        backward 35 39 5.0
+        step 39 40 1
+    """)
+
+    assert shape(found) == [(0, 0, 22, "ok"), (1, 22, 40, "ok")]
+    assert [s.losses for s in found] == [{0: 2.0, 1: 3.0}, {0: 4.0, 1: 5.0}]
+
+
+def test_accumulation() -> None:
+    """Several backwards before a turn are one step's micro-batches, and their losses add up."""
+    found = track("""
+        build 0 0
+        fetch 0 1
+        forward 1 2
+        backward 2 3 0.25
+        fetch 3 4
+        forward 4 5
+        backward 5 6 0.5
+        step 6 7
+        fetch 8 9
+        forward 9 10
+        backward 10 11 0.125
+        fetch 11 12
+        forward 12 13
+        backward 13 14 0.125
+        step 14 15
+        end 16 17
+    """)
+
+    assert [(s.number, s.start, s.end, s.micro_batches, s.losses, s.samples) for s in found] == [
+        (0, 0, 8, 2, {0: 0.75}, 8),
+        (1, 8, 16, 2, {0: 0.25}, 8),
+    ]
+
+
+def test_closure() -> None:
+    """What runs inside an optimizer's step is no edge, and is taken off the optimizer's time."""
+    found = track("""
+        build 0 0
+        zero 11 12
+        forward 13 20
+        backward 20 30
+        forward 33 40
+        backward 40 50
+        step 10 60
+        zero 71 72
+        forward 73 80
+        backward 80 90
+        step 70 100
+    """)
+
+    assert shape(found) == [(0, 10, 70, "ok"), (1, 70, 100, "ok")]
+    assert found[0].phases == {"optimizer": 16, "forward": 14, "backward": 20, "residual": 10}
+
+
+def test_skipped_turn() -> None:
+    """A scaler's step without an optimizer's step inside is a skipped turn; the scale is taken off the loss."""
+    found = track("""
+        forward 0 5
+        backward 5 9 6.0
+        step 11 12
+        scaler 10 13
+        forward 20 25
+        backward 25 29 8.0
+        scaler 30 33
+        forward 40 45
+        backward 45 49 8.0
+        step 51 52
+        scaler 50 53
+    """)
+
+    assert [(s.number, s.outcome, s.skip_reason, s.losses) for s in found] == [
+        (0, "ok", None, {0: 3.0}),
+        (1, "skipped", "gradient_overflow", {0: 4.0}),
+        (2, "ok", None, {0: 4.0}),
+    ]
+
+
+def test_evaluation_with_loader() -> None:
+    """Batches whose forwards have no backward are an evaluation, and use up no step number."""
+    found = track("""
+        fetch 0 1
+        forward 1 2
+        backward 2 3
+        step 3 4
+        end 5 6
+        fetch 10 11
+        quiet 11 12
+        fetch 13 14
+        quiet 14 15
+        end 15 16
+        fetch 20 21
+        forward 21 22
+        backward 22 23
+        step 23 24
+        end 25 26
+    """)
+
+    assert shape(found) == [(0, 0, 5, "ok"), ("evaluation", 10, 16, 2), (1, 20, 25, "ok")]
+
+
+def test_evaluation_without_loader() -> None:
+    """Forwards without grad between steps close the one before and belong to none."""
+    found = track("""
+        zero 0 1
+        forward 1 2
+        backward 2 3
+        step 3 4
+        quiet 10 12
+        quiet 13 15
+        zero 20 21
+        forward 21 22
+        backward 22 23
+        step 23 24
+    """)
+
+    assert shape(found) == [(0, 0, 10, "ok"), ("evaluation", 10, 15, 2), (1, 20, 24, "ok")]
+
+
+def test_teacher() -> None:
+    """A forward without grad inside a batch that trains is part of the step."""
+    found = track("""
+        build 0 0
+        fetch 0 1
+        quiet 1 3
+        forward 3 5
+        backward 5 9
+        step 9 10
+        fetch 11 12
+        quiet 12 14
+        forward 14 16
+        backward 16 20
+        step 20 21
+        end 22 23
+    """)
+
+    assert shape(found) == [(0, 0, 11, "ok"), (1, 11, 22, "ok")]
+
+
+def test_by_hand() -> None:
+    """With no optimizer a step is one round of backward, closed by the next forward."""
+    found = track("""
+        forward 0 5
+        backward 5 9
+        forward 20 25
+        backward 25 29
+    """)
+
+    assert shape(found) == [(0, 0, 20, "ok"), (1, 20, 29, "ok")]
+    assert [s.losses for s in found] == [{-1: 1.0}, {-1: 1.0}]
+
+
+def test_optimizer_built_anew() -> None:
+    """An optimizer constructed after a turn closes the step: a replaced model does not merge into the last one's."""
+    found = track("""
+        build 0 0 0
+        zero 1 2 0
+        forward 2 4
+        backward 4 6
+        step 6 8 0
+        build 10 10 1
+        zero 11 12 1
+        forward 12 14
+        backward 14 16
+        step 16 18 1
+    """)
+
+    assert shape(found) == [(0, 1, 10, "ok"), (1, 11, 18, "ok")]
+
+
+def test_inference() -> None:
+    """In a thread that never trains, forwards without grad are calls."""
+    assert shape(track("quiet 0 5\nquiet 6 9")) == [("call", 0, 5), ("call", 6, 9)]
+
+
+def test_nested_roots_and_recomputation() -> None:
+    """A root inside a root, and forwards recomputed during backward, are counted once."""
+    found = track("""
+        forward 2 4
+        forward 1 10
+        forward 12 14
+        backward 11 20
+        step 21 22
+    """)
+
+    assert found[0].phases == {"forward": 10, "backward": 9, "optimizer": 1, "residual": 1}
+    assert found[0].micro_batches == 1
+
+
+def test_compile_inside_forward() -> None:
+    """A compilation inside a phase is taken off it."""
+    found = track("""
+        zero 0 1
+        compile 3 9
+        forward 2 10
+        backward 10 12
+        step 12 13
+    """)
+
+    assert found[0].phases == {"optimizer": 2, "forward": 2, "compile": 6, "backward": 2, "residual": 1}
+    assert found[0].compiled is True
+
+
+def test_failure() -> None:
+    """A program that dies inside a step leaves it failed; one that had its turn is done."""
+    table = """
+        fetch 0 1
+        forward 1 2
+        backward 2 3
+        step 3 4
+        fetch 5 6
+        forward 6 8
+    """
+
+    assert shape(track(table, failed=True)) == [(0, 0, 5, "ok"), (1, 5, 8, "failed")]
+    assert shape(track(table)) == [(0, 0, 5, "ok")]
+
+
+def test_fetches_alone() -> None:
+    """A thread that only fetches shows no step."""
+    assert track("fetch 0 1\nfetch 2 3\nend 4 5") == []
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(sorted(set(CODES) - {"compile", "checkpoint"})), st.integers(0, 9), st.integers(0, 30),
+              st.integers(0, 2)),
+    max_size=60,
+)  # fmt: skip
+
+
+@given(EVENTS, st.booleans())
+def test_any_order(events: list[tuple[str, int, int, int]], failed: bool) -> None:  # noqa: FBT001
+    """Whatever the order, no phase is negative or overlaps, and phases and residual sum to the step."""
+    tracker = Tracker()
+    clock = 0
+    for name, before, length, which in events:
+        start = max(0, clock - before)
+        clock = max(clock + 1, start + length)
+        a, b = DEFAULTS.get(name, (None, None))
+        tracker.feed(CODES[name], start, clock, which if name in ("zero", "step", "scaler", "build") else a, b)
+    tracker.finish(failed=failed)
+
+    steps = [o for o in tracker.out if isinstance(o, Step)]
+    assert [s.number for s in steps] == list(range(len(steps)))
+    for step in steps:
+        assert sum(step.phases.values()) == step.duration
+        assert min(step.phases.values()) >= 0
+        ends = [step.start]
+        for _, start, end in step.intervals:
+            assert ends[-1] <= start < end <= step.end
+            ends.append(end)
+
+
+ROUNDS = {
+    "plain": ["zero 0", "forward", "backward", "step 0"],
+    "zero last": ["forward", "backward", "step 0", "zero 0"],
+    "gan": ["zero 0", "forward", "backward", "step 0", "zero 1", "forward", "backward", "step 1"],
+    "loader": ["fetch", "zero 0", "forward", "backward", "step 0"],
+    "loader gan": ["fetch", "zero 0", "forward", "backward", "step 0", "zero 1", "forward", "backward", "step 1"],
+    "accumulation": ["fetch", "forward", "backward", "fetch", "forward", "backward", "step 0"],
+    "three": ["forward", "backward", "step 0", "forward", "backward", "step 1", "forward", "backward", "step 2"],
+}
+
+
+@pytest.mark.parametrize("kind", ROUNDS)
+def test_online_counter_agrees(kind: str) -> None:
+    """From the third round on, the number that a hook sees is the number the tracker gives its step."""
+    recorder = Recorder(1000)
+    tracker = Tracker()
+    clock = 0
+    seen: list[tuple[int, int, int]] = []
+    tracker.built()
+    for turn in range(8):
+        for event in ROUNDS[kind]:
+            name, _, which = event.partition(" ")
+            optimizer = int(which or 0)
+            if name == "fetch":
+                recorder.fetching()
+            elif name != "step":
+                recorder.candidate()
+            if turn >= 2:
+                seen.append((clock, recorder.number, turn))
+            if name == "step":
+                recorder.turn(optimizer)
+            a, b = DEFAULTS.get(name, (None, None))
+            tracker.feed(CODES[name], clock, clock + 1, optimizer if which else a, b)
+            clock += 2
+    tracker.finish()
+
+    steps = [o for o in tracker.out if isinstance(o, Step)]
+    by_time = {at: s.number for s in steps for at in range(s.start, s.end)}
+    assert [(at, number) for at, number, _ in seen if at in by_time] == [
+        (at, by_time[at]) for at, _, _ in seen if at in by_time
+    ]
+    assert len(steps) == 8
