@@ -10,7 +10,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.instrumentation.distro import BaseDistro
@@ -28,20 +29,22 @@ from otel_ml.pipeline.run import Run
 from otel_ml.pipeline.views import views
 from otel_ml.settings import Settings
 from otel_ml.store.writer import StoreWriter
-from otel_ml.totals import RunTotals
 from otel_ml.watch.diagnosis import diagnose
+
+if TYPE_CHECKING:
+    from otel_ml.totals import RunTotals
 
 __all__ = ["OtelMlConfigurator", "OtelMlDistro", "configure", "current", "join", "shutdown"]
 
 _MB = 1_000_000
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 
 current: Run | None = None
 _settings: Settings | None = None
 _previous_excepthook: Any = None
 
 
-class OtelMlDistro(BaseDistro):  # type: ignore[misc]
+class OtelMlDistro(BaseDistro):  # type: ignore[misc, unused-ignore]
     """Our distribution: nothing to preset, and one instrumentor whose work we do ourselves."""
 
     def _configure(self, **_: Any) -> None:
@@ -54,7 +57,7 @@ class OtelMlDistro(BaseDistro):  # type: ignore[misc]
         super().load_instrumentor(entry_point, **kwargs)
 
 
-class OtelMlConfigurator(_OTelSDKConfigurator):  # type: ignore[misc]
+class OtelMlConfigurator(_OTelSDKConfigurator):
     """Makes the providers and starts the pipeline."""
 
     def _configure(self, **kwargs: Any) -> None:
@@ -68,7 +71,7 @@ class OtelMlConfigurator(_OTelSDKConfigurator):  # type: ignore[misc]
         if not chosen.enabled or settings.sdk_disabled(environ):
             return
         if settings.config_file(environ):
-            super()._configure()
+            super()._configure()  # type: ignore[no-untyped-call]
         version = kwargs.get("auto_instrumentation_version")
         _start(chosen, {"telemetry.auto.version": version} if version else {})
 
@@ -83,7 +86,7 @@ def configure() -> Run | None:
     if not chosen.enabled or settings.sdk_disabled(os.environ):
         return None
     run = current or _start(chosen, {})
-    from otel_ml.instrument.torch import TorchInstrumentor  # noqa: PLC0415 - needs no torch itself
+    from otel_ml.instrument.torch import TorchInstrumentor
 
     instrumentor = TorchInstrumentor()
     if not instrumentor.is_instrumented_by_opentelemetry:
@@ -104,7 +107,7 @@ def join() -> None:
 
 
 def _start(chosen: Settings, extra: dict[str, str]) -> Run:
-    global current, _settings  # noqa: PLW0603 - one run a process
+    global current, _settings
     environ = os.environ
     identity = identities.resolve(environ, sys.orig_argv)
     identities.hand_down(environ, identity)
@@ -179,7 +182,7 @@ def shutdown() -> None:
         totals = run.finish(error, chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store
         if totals is not None and chosen.summary and not launched and not run.identity.local_rank:
-            from otel_ml.summary import print_totals  # noqa: PLC0415 - rich, only when something is printed
+            from otel_ml.summary import print_totals
 
             print_totals([totals], sys.stderr)
 
@@ -188,7 +191,7 @@ def _in_multiprocessing(util: Any) -> None:
     """A spawned `multiprocessing` child ends in `os._exit`: it runs finalizers, never `atexit`."""
 
     def in_child() -> None:
-        import multiprocessing  # noqa: PLC0415 - imported already when this runs
+        import multiprocessing
 
         if multiprocessing.parent_process() is not None:
             shutdown()
@@ -241,7 +244,7 @@ def _say(chosen: Settings) -> None:
     )
     for signal, ways in exporters.items():
         print(f"otel-ml: {signal} go to {', '.join(ways) or 'nowhere'}", file=sys.stderr)
-    from otel_ml.instrument.torch import report  # noqa: PLC0415
+    from otel_ml.instrument.torch import report
 
     hooked = ", ".join(f"{k} {v}" for k, v in report().items()) or "waiting for the program to import torch"
     print(f"otel-ml: instrumentors: torch ({hooked})", file=sys.stderr)

@@ -78,7 +78,7 @@ def swallow(place: str) -> None:
     if strict:
         raise  # noqa: PLE0704 - called from an except clause by contract
     if swallowed.add(place) == 1:
-        logger.warning("otel-ml: error in %s; the program is not affected", place, exc_info=True)
+        logger.warning("otel-ml: error in %s; the program is not affected", place, exc_info=True)  # noqa: LOG014 - by contract in an except clause
 
 
 @contextmanager

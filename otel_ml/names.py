@@ -10,7 +10,10 @@ attribute of a metric.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.41.0"
 SCOPE = "otel_ml"
@@ -32,7 +35,8 @@ class Name(str):
     __slots__ = ("doc",)
     doc: str
 
-    def __new__(cls, value: str, doc: str) -> Name:
+    def __new__(cls, value: str, doc: str) -> Self:
+        """A name with its one sentence."""
         self = super().__new__(cls, value)
         self.doc = doc
         return self

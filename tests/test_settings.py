@@ -159,7 +159,7 @@ def test_every_setting_is_documented() -> None:
         ({"OTEL_SDK_DISABLED": "TRUE"}, {"traces": [], "metrics": [], "logs": []}, False),
     ],
 )  # fmt: skip
-def test_exporters(environ: dict[str, str], expected: dict[str, list[str]], endpoint: bool) -> None:  # noqa: FBT001
+def test_exporters(environ: dict[str, str], expected: dict[str, list[str]], endpoint: bool) -> None:
     """Each signal goes where its variables say, to the store as well, and nowhere for `none`."""
     assert exporters(environ) == expected
     assert endpoint_configured(environ) is endpoint

@@ -16,7 +16,6 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -182,7 +181,7 @@ class Recorders:
         self.gone = (0, 0)  # what the recorders of ended threads had counted
 
     def mine(self) -> Recorder:
-        """This thread's recorder, made at its first event."""
+        """The calling thread's recorder, made at its first event."""
         try:
             return self.local.recorder  # type: ignore[no-any-return]
         except AttributeError:

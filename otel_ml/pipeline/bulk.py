@@ -12,7 +12,7 @@ do not know is noticed (it reads the batch's `value`) and gets the values one by
 differ, or the instrument is not the SDK's, `feed()` calls the public `record()`.
 """
 
-# ruff: noqa: ANN401, SLF001 - the SDK's internals have neither public names nor types
+# ruff: noqa: SLF001 - the SDK's internals have neither public names nor types
 from __future__ import annotations
 
 import os

@@ -58,7 +58,7 @@ class RememberingSampler(Sampler):
         kind: SpanKind | None = None,
         attributes: Attributes = None,
         links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
+        trace_state: TraceState | None = None,  # noqa: ARG002 - the signature is OTel's
     ) -> SamplingResult:
         """The remembered decision, else the original sampler's."""
         known = self._decided.get(trace_id)

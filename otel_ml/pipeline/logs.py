@@ -33,8 +33,9 @@ class _Handler(LoggingHandler):
         for key in ("otelTraceID", "otelSpanID", "otelServiceName", "otelTraceSampled"):
             attributes.pop(key, None)
         for key in ("exception.message", "exception.stacktrace"):
-            if isinstance(attributes.get(key), str):
-                attributes[key] = text(attributes[key])
+            value = attributes.get(key)
+            if isinstance(value, str):
+                attributes[key] = text(value)
         recorder = recorders.live()
         if recorder is not None and recorder.state:
             attributes[names.STEP_NUMBER] = recorder.number

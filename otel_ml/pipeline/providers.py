@@ -93,9 +93,8 @@ def _component(names: Sequence[str], signal: Any) -> list[Any]:
             protocol = os.environ.get(variable) or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
             known = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
             if protocol.strip() not in known:
-                raise SettingsError(
-                    f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: not supported; type 'http/protobuf' or 'grpc'."
-                )
+                message = f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: not supported; type 'http/protobuf' or 'grpc'."
+                raise SettingsError(message)
             resolved.append(known[protocol.strip()])
         else:
             resolved.append(name)
@@ -106,7 +105,8 @@ def _component(names: Sequence[str], signal: Any) -> list[Any]:
         extras = {"otlp_proto_grpc": "grpc", "prometheus": "prometheus"}
         extra = next((extras[n] for n in resolved if n in extras), None)
         hint = f" Type: pip install 'otel-ml[{extra}]'" if extra else ""
-        raise SettingsError(f"{error}.{hint}") from None
+        message = f"{error}.{hint}"
+        raise SettingsError(message) from None
     return [cls for _, cls in pairs]
 
 
@@ -149,7 +149,8 @@ class Providers:
     def existing(cls) -> Providers | None:
         """The program's own SDK providers, when it has set them; None when it has set none."""
         tracer, meter, logger = trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider()
-        if not any((isinstance(tracer, TracerProvider), isinstance(meter, MeterProvider), isinstance(logger, LoggerProvider))):
+        kinds = ((tracer, TracerProvider), (meter, MeterProvider), (logger, LoggerProvider))
+        if not any(isinstance(provider, kind) for provider, kind in kinds):
             return None
         return cls(tracer, meter, logger, made=False)
 

@@ -11,6 +11,8 @@ from otel_ml import names
 from otel_ml.pipeline.budget import Budget, stride_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry.context import Context
 
     from otel_ml.core.clock import Anchor
@@ -39,7 +41,7 @@ class Records:
         self._logger = logger
 
     def event(
-        self, name: str, body: str, attributes: dict[str, Any], at_ns: int, *, context: Context | None = None,
+        self, name: str, body: str, attributes: Mapping[Any, Any], at_ns: int, *, context: Context | None = None,
         severity: SeverityNumber = SeverityNumber.INFO,
     ) -> None:  # fmt: skip
         """Emit one event now."""
@@ -109,7 +111,7 @@ class Records:
         self.event(names.EVENT_STEPS, body, columns, rows[-1][0])
 
 
-def _bin(rows: list[tuple[int, dict[str, Any], Context | None]]) -> tuple[int, dict[str, Any], None]:
+def _bin(rows: list[tuple[int, dict[str, Any], Context | None]]) -> tuple[int, dict[str, Any], Context | None]:
     """Several steps as one: means, and the spread of what matters; the first step's number."""
     out: dict[str, Any] = {}
     keys: dict[str, None] = {}

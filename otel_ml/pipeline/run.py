@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -63,9 +64,8 @@ class Run:
         self.started = now() - _age_ns()
         self.anchor = Anchor()
         scope = (names.SCOPE, version("otel-ml"))
-        instruments = Instruments(
-            providers.meter.get_meter(*scope, schema_url=names.SCHEMA_URL), writer.size if writer is not None else _nothing
-        )
+        meter = providers.meter.get_meter(*scope, schema_url=names.SCHEMA_URL)
+        instruments = Instruments(meter, writer.size if writer is not None else _nothing)
         self.spans = Spans(identity, self.anchor, steps_per_second=steps_per_second, started=self.started)
         self.spans.use(trace.get_tracer(*scope, tracer_provider=providers.tracer, schema_url=names.SCHEMA_URL))
         self.records = Records(self.anchor, rate=points_per_second, burst=points_burst, started=self.started)
@@ -166,7 +166,8 @@ class Run:
             totals.error = text(f"{type(error).__name__}: {error}")[:1000]
             if live is not None and live.state:
                 self.spans.must_keep.add((live.ordinal, live.number))
-                context = trace.set_span_in_context(trace.NonRecordingSpan(self.spans.context(live.number, live.ordinal)))
+                own = self.spans.context(live.number, live.ordinal)
+                context = trace.set_span_in_context(trace.NonRecordingSpan(own))
         self.drain.last(failed=error is not None)
         if not self.drain.active:
             return
@@ -194,7 +195,7 @@ class Run:
         self.telemetry.instruments.flush()
 
     def _tell_exception(self, error: BaseException, step: int | None, context: Any, at: int) -> None:
-        import traceback  # noqa: PLC0415 - only when a program dies
+        import traceback
 
         details = {
             names.EXCEPTION_TYPE: type(error).__name__,
@@ -224,8 +225,8 @@ def _forked() -> None:
 def _age_ns() -> int:
     """How long this process has existed, in nanoseconds, as far as the kernel tells."""
     try:
-        with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
-            ticks = int(stat.read().rpartition(")")[2].split()[19])
+        stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
+        ticks = int(stat.rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return 0

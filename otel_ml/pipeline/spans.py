@@ -18,6 +18,7 @@ from otel_ml.pipeline.budget import Budget, stride_for
 from otel_ml.pipeline.ids import OneShotIds, RememberingSampler
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
 
     from otel_ml.core.clock import Anchor
     from otel_ml.core.identity import Identity
@@ -40,7 +41,7 @@ class LiveStep(NonRecordingSpan):
         self._memo: tuple[int, int, SpanContext] | None = None
 
     @property
-    def _context(self) -> SpanContext:
+    def _context(self) -> SpanContext:  # type: ignore[override]  # the base class keeps a fixed one there
         return self.get_span_context()
 
     def get_span_context(self) -> SpanContext:
@@ -150,7 +151,9 @@ class Spans:
         trace_id, span_id = self._run_ids(self._segment)
         return Link(SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)))
 
-    def _start(self, name: str, start: int, attributes: dict[str, Any], *, links: list[Link], ids: Any = None) -> Any:
+    def _start(
+        self, name: str, start: int, attributes: Mapping[Any, Any], *, links: list[Link], ids: Any = None
+    ) -> Any:
         if self._ids is not None and ids is not None:
             self._ids.trace_id, self._ids.span_id = ids
         return self._tracer.start_span(

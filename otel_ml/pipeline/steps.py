@@ -147,7 +147,7 @@ class Tracker:
         item = Item(code, start, end, a, b, inside)
         if code in (r.COMPILE, r.CHECKPOINT):
             self.out.append(Rare(code, start, end, a, self.number if self.items else None))
-            (self.items if self.items else self.loose).append(item)
+            (self.items or self.loose).append(item)
             return
         if inside:
             # What was taken for an edge inside this event was none: the event began before it.
@@ -278,7 +278,8 @@ class Tracker:
     def _flush_evaluation(self) -> None:
         calls = [i for i in self._pending_eval if i.code == r.FORWARD_NOGRAD]
         if calls:
-            self.out.append(Evaluation(self._pending_eval[0].start, self._pending_eval[-1].end, len(calls), self.number))
+            first, last = self._pending_eval[0], self._pending_eval[-1]
+            self.out.append(Evaluation(first.start, last.end, len(calls), self.number))
         self._pending_eval = []
 
     def _leave_open(self) -> None:

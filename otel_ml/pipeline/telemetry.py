@@ -131,7 +131,7 @@ class Telemetry:
             (names.STEP_SAMPLES, step.samples), (names.STEP_TOKENS, step.tokens),
         ):  # fmt: skip
             if value is not None:
-                out[key] = value
+                out[key] = value  # noqa: PERF403
         out[names.STEP_NUMBER] = step.number  # identity last: the SDK keeps the last 128 attributes
         return out
 
@@ -139,8 +139,9 @@ class Telemetry:
         self.aggregate.call(call)
         self.spans.call(call)
         model = {names.MODEL_NAME: roots.facts[call.root].get("name", roots.labels[call.root])}
-        self.instruments.observe(names.INFERENCE_DURATION, [(call.end - call.start) / 1e9], {**model, names.OUTCOME: "ok"})
-        self.instruments.add(names.INFERENCE_REQUESTS, 1, {**model, names.OUTCOME: "ok"})
+        ok = {**model, names.OUTCOME: "ok"}
+        self.instruments.observe(names.INFERENCE_DURATION, [(call.end - call.start) / 1e9], ok)
+        self.instruments.add(names.INFERENCE_REQUESTS, 1, ok)
         if call.samples is not None:
             self.instruments.observe(names.INFERENCE_BATCH_SIZE, [float(call.samples)], model)
 
@@ -180,10 +181,9 @@ class Telemetry:
         }  # fmt: skip
         self.spans.rare(rare, names.SPAN_CHECKPOINT, {k: v for k, v in details.items() if v is not None})
         if payload["error"] is None:
-            event, said = (
-                (names.EVENT_CHECKPOINT_SAVED, "saved") if operation == "save" else (names.EVENT_CHECKPOINT_LOADED, "loaded")
-            )
+            event, said = names.EVENT_CHECKPOINT_LOADED, "loaded"
             if operation == "save":
+                event, said = names.EVENT_CHECKPOINT_SAVED, "saved"
                 self.instruments.set(names.CHECKPOINT_TIMESTAMP, self.anchor.unix(rare.end) / 1e9, None)
             self.records.event(event, f"checkpoint {said}: {payload.get('path', 'a stream')}", details, rare.end)
 

@@ -242,7 +242,7 @@ class StoreWriter:
             connection, self._connection = self._connection, None
             self._closed = True
             if connection is not None:
-                import sqlite3  # noqa: PLC0415 - loaded by the first write already
+                import sqlite3
 
                 try:
                     # Not in WAL mode any more: such a file opens from a folder that nobody can write to.
@@ -332,7 +332,7 @@ class StoreWriter:
 
     def _transact(self, work: Callable[[sqlite3.Connection], None]) -> Exception | None:
         """Run `work` on an open file, whole or not at all; a refusal by the disk is returned, not raised."""
-        import sqlite3  # noqa: PLC0415 - costs nothing before the first record
+        import sqlite3
 
         if self._path is not None and not self._path.exists():
             self._connection = None  # deleted under us: start a new file
@@ -357,7 +357,7 @@ class StoreWriter:
         return None
 
     def _roll_back(self, before: _Tally) -> None:
-        import sqlite3  # noqa: PLC0415 - loaded by the caller
+        import sqlite3
 
         self._tally = before
         try:
@@ -414,7 +414,7 @@ class StoreWriter:
     # --- the file -------------------------------------------------------------------------
 
     def _open(self) -> sqlite3.Connection:
-        import sqlite3  # noqa: PLC0415 - costs nothing before the first record
+        import sqlite3
 
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = run_folder(self._directory, self._run_id)
@@ -482,7 +482,7 @@ class StoreWriter:
 
     def _make_room(self) -> Exception | None:
         """Delete finished runs that are too old, then the oldest ones while all runs hold too much."""
-        from otel_ml.store import reader  # noqa: PLC0415 - only where there is something to look at
+        from otel_ml.store import reader
 
         try:
             own = run_folder(self._directory, self._run_id)
@@ -519,7 +519,7 @@ def is_network(folder: Path, mounts: str) -> bool:
     best, kind = -1, ""
     for line in mounts.splitlines():
         fields = line.split(" ")
-        if len(fields) > 2:  # noqa: PLR2004 - device, mount point, type
+        if len(fields) > 2:
             point = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[1]))  # a space is \040
             if len(point.parts) >= best and folder.is_relative_to(point):
                 best, kind = len(point.parts), fields[2]
@@ -542,7 +542,7 @@ def _bytes_of(path: str) -> int:
 
 def _immortal(connection: sqlite3.Connection) -> None:
     """Never let the garbage collector close it: a forked child that ends would checkpoint the parent's journal."""
-    import ctypes  # noqa: PLC0415 - torch has loaded it already
+    import ctypes
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
@@ -633,7 +633,7 @@ def _grouped(records: Iterable[Any], encode: Callable[[list[Any]], _Origin]) -> 
 
 
 def _encode_spans(records: Sequence[ReadableSpan]) -> tuple[list[_Origin], int]:
-    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans  # noqa: PLC0415 - loads protobuf
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
     def encode(spans: list[ReadableSpan]) -> _Origin:
         message = encode_spans(spans).resource_spans[0]
@@ -679,7 +679,7 @@ def _span_row(span: ReadableSpan, otlp: bytes) -> Row:
 
 
 def _encode_logs(records: Sequence[ReadableLogRecord]) -> tuple[list[_Origin], int]:
-    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs  # noqa: PLC0415 - loads protobuf
+    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 
     def encode(logs: list[ReadableLogRecord]) -> _Origin:
         message = encode_logs(logs).resource_logs[0]
@@ -725,7 +725,7 @@ def _encode_points(records: Sequence[MetricsData]) -> tuple[list[_Origin], int]:
 
 
 def _encode_scope(outer: ResourceMetrics, inner: ScopeMetrics, singles: list[Metric]) -> _Origin:
-    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics  # noqa: PLC0415 - loads protobuf
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
     scope = dataclasses.replace(inner, metrics=singles)
     message = encode_metrics(MetricsData([dataclasses.replace(outer, scope_metrics=[scope])])).resource_metrics[0]
@@ -847,7 +847,7 @@ class _Metrics(MetricExporter):
         self,
         metrics_data: MetricsData,
         timeout_millis: float = 10_000,  # noqa: ARG002 - the SDK's signature
-        **kwargs: Any,  # noqa: ANN401, ARG002
+        **kwargs: Any,  # noqa: ARG002
     ) -> MetricExportResult:
         try:
             kept = self._writer.take("points", [metrics_data])
@@ -859,5 +859,5 @@ class _Metrics(MetricExporter):
     def force_flush(self, timeout_millis: float = 10_000) -> bool:  # noqa: ARG002 - the SDK's signature
         return True
 
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:  # noqa: ANN401
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         """Nothing: the pipeline closes the writer once all three signals are flushed."""

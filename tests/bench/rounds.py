@@ -94,7 +94,7 @@ class Bench:
         told: Callable[[Run], None],
     ) -> list[Run]:
         """Run every condition once a round, shuffled anew each round with a fixed seed."""
-        shuffler = random.Random(0)  # noqa: S311 - an order, not a secret
+        shuffler = random.Random(0)
         runs: list[Run] = []
         for number in range(rounds):
             order = list(conditions)

@@ -44,12 +44,14 @@ class Outcome:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment without anything of OpenTelemetry's, and what is given."""
+    """The environment of these tests without anything of OpenTelemetry's, and what is given."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "TRACEPARENT"))}
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **more}
 
 
-def launch(launcher: tuple[str, ...], program: str | Path, *arguments: str, cwd: Path, timeout: float = 120, **env: str) -> Outcome:
+def launch(
+    launcher: tuple[str, ...], program: str | Path, *arguments: str, cwd: Path, timeout: float = 120, **env: str
+) -> Outcome:
     """Run a program to its end."""
     path = PROGRAMS / program if isinstance(program, str) else program
     done = subprocess.run(
@@ -79,9 +81,7 @@ def totals(directory: Path) -> RunTotals:
 
 def step_records(directory: Path) -> list[dict[str, Any]]:
     """The step records, one a step, whether they came singly or as columns."""
-    rows: list[dict[str, Any]] = []
-    for log in recorded(directory).logs(event="ml.step"):
-        rows.append(dict(log.attributes))
+    rows = [dict(log.attributes) for log in recorded(directory).logs(event="ml.step")]
     for log in recorded(directory).logs(event="ml.steps"):
         columns = {k: v for k, v in log.attributes.items() if isinstance(v, list)}
         count = len(columns["ml.step.number"])

@@ -234,7 +234,7 @@ def test_an_attribute_that_names_does_not_list_is_refused() -> None:
     """In our tests an unlisted attribute is an error at once."""
     instruments = instruments_of(provide(InMemoryMetricReader()))
     with pytest.raises(AssertionError, match=r"ml\.training\.steps may not carry ml\.step\.number"):
-        instruments.add(names.STEPS, 1, {"ml.outcome": "ok", "ml.step.number": 3})
+        instruments.add(names.STEPS, 1, {"ml.outcome": "ok", "ml.step.number": "3"})
 
 
 def test_for_users_an_unlisted_attribute_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -340,7 +340,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS, st.booleans())
-def test_any_order(events: list[tuple[str, int, int, int]], failed: bool) -> None:  # noqa: FBT001
+def test_any_order(events: list[tuple[str, int, int, int]], failed: bool) -> None:
     """Whatever the order, no phase is negative or overlaps, and phases and residual sum to the step."""
     tracker = Tracker()
     clock = 0

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.metrics.view import View
 
-RUN = {"service.name": "train", "ml.run.id": "run-1", "ml.run.name": "digits", "ml.rank": 0, "ml.world_size": 2}
-CAPS = {"run_bytes": 1 << 30, "total_bytes": 1 << 32, "total_age_s": 1e9}
+RUN: dict[str, Any] = {
+    "service.name": "train",
+    "ml.run.id": "run-1",
+    "ml.run.name": "digits",
+    "ml.rank": 0,
+    "ml.world_size": 2,
+}
+CAPS: dict[str, Any] = {"run_bytes": 1 << 30, "total_bytes": 1 << 32, "total_age_s": 1e9}
 
 
 class Program:

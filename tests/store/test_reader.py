@@ -21,13 +21,13 @@ from otel_ml import names
 from otel_ml.errors import NewerStoreError, StoreError
 from otel_ml.store import reader as reader_module
 from otel_ml.store import schema
-from otel_ml.store.reader import RunReader, delete_run, find_run, list_runs, read_run
+from otel_ml.store.reader import RunReader, delete_run, find_run, list_runs
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import Program
+    from tests.store.conftest import Program
 
 
 def file_of(runs: Path, slug: str = "run-1") -> Path:
@@ -365,8 +365,8 @@ def silent(program: Callable[..., Program]) -> Program:
     meter.create_gauge(names.MEMORY_PEAK.name).set(1000)
     meter.create_counter(names.RECOMPILES.name).add(1, {names.FUNCTION_NAME: "f"})
     durations = meter.create_histogram(names.STEP_DURATION.name)
-    for value in (0.5, 0.25, 0.25, 0.25, 0.25):
-        durations.record(value)
+    for seconds in (0.5, 0.25, 0.25, 0.25, 0.25):
+        durations.record(seconds)
     phases = meter.create_histogram(names.PHASE_DURATION.name)
     phases.record(0.5, {names.PHASE: "forward"})
     phases.record(0.25, {names.PHASE: "forward"})
@@ -381,7 +381,7 @@ def silent(program: Callable[..., Program]) -> Program:
     batch.record(4)
     for event in (names.EVENT_CHECKPOINT_SAVED, names.EVENT_CHECKPOINT_SAVED, names.EVENT_CHECKPOINT_LOADED):
         one.event(event)
-    one.event(names.EVENT_EXCEPTION, {names.EXCEPTION_TYPE: "ValueError", names.EXCEPTION_MESSAGE: "no"})
+    one.event(names.EVENT_EXCEPTION, {str(names.EXCEPTION_TYPE): "ValueError", str(names.EXCEPTION_MESSAGE): "no"})
     verdict = {
         names.DIAGNOSIS_VERDICT: "input-bound",
         names.DIAGNOSIS_EVIDENCE: "60 %",
@@ -447,7 +447,7 @@ def test_step_records_newer_than_the_last_collection_win(program: Callable[..., 
     assert totals.losses == {"": LossCurve(2.0, 0.625, 0.5, 4)}
     assert totals.step_time == Distribution(7, 2.625, 0.25, 1.0, 1.0)
     assert totals.phases == {"forward": 0.875}
-    assert (totals.memory_peak_by, totals.thinned, read_run(runs / "run-1").steps) == (2000, False, 7)
+    assert (totals.memory_peak_by, totals.thinned, find_run(runs, None).steps) == (2000, False, 7)
 
 
 def test_thinned_step_records_are_weighed_and_say_so(program: Callable[..., Program], runs: Path) -> None:
@@ -476,7 +476,7 @@ def test_thinned_step_records_are_weighed_and_say_so(program: Callable[..., Prog
     assert totals.losses == {"Adam": LossCurve(2.0, 1.0, 0.5, None)}
     assert totals.step_time == Distribution(8, 3.0, None, None, 0.75)
     assert totals.phases == {"backward": 1.5}
-    assert read_run(runs / "run-1").steps == 8
+    assert find_run(runs, None).steps == 8
 
 
 # --- copied, damaged, old and new files -----------------------------------------------------

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from conftest import Program
+    from tests.store.conftest import Program
 
 
 def rows(path: Path, table: str, *columns: str) -> list[tuple[Any, ...]]:
@@ -612,7 +612,7 @@ def test_newer_schema_in_the_way_is_no_trouble(program: Callable[..., Program], 
         ("/ssh/x", True),
     ],
 )
-def test_network_filesystems_are_known_by_their_mount(folder: str, expected: bool) -> None:  # noqa: FBT001
+def test_network_filesystems_are_known_by_their_mount(folder: str, expected: bool) -> None:
     """The mount that a folder is on, the innermost one, decides whether several machines share it."""
     mounts = (
         "/dev/vda / ext4 rw 0 0\nnas:/data /data nfs4 rw 0 0\n/dev/vdb /data/local xfs rw 0 0\n"

@@ -52,7 +52,7 @@ class TorchInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 def _torch_imported(torch: Any) -> None:
     if not _state["on"] or _patches.report:
         return
-    from otel_ml.instrument.torch import (  # noqa: PLC0415
+    from otel_ml.instrument.torch import (
         autograd,
         checkpoint,
         data,
@@ -62,7 +62,8 @@ def _torch_imported(torch: Any) -> None:
         values,
     )
 
-    for function in (values.scalar, values.shape, swallow, *_methods(Recorder), *_methods(Recorders), *_methods(Registry)):
+    met = (*_methods(Recorder), *_methods(Recorders), *_methods(Registry))
+    for function in (values.scalar, values.shape, swallow, *met):
         hidden.hide_deep(function)
     roots = modules.Roots(torch, _patches)
     runtime.framework("torch", str(torch.__version__))
@@ -85,6 +86,6 @@ def _methods(cls: type) -> list[FunctionType]:
 def _dynamo_imported(utils: Any) -> None:
     if not _state["on"]:
         return
-    from otel_ml.instrument.torch import compile as compiling  # noqa: PLC0415
+    from otel_ml.instrument.torch import compile as compiling
 
     _patches.attempt("compile", lambda: compiling.install(utils, _patches))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import BACKWARD, CLOSED, DONE
 from otel_ml.errors import swallow
-from otel_ml.instrument.patching import Patches
 from otel_ml.instrument.torch.hidden import hide
 from otel_ml.instrument.torch.values import scalar
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
 
 __all__ = ["install"]
 

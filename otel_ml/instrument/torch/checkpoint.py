@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import CHECKPOINT
 from otel_ml.errors import guard
-from otel_ml.instrument.patching import Patches
 from otel_ml.instrument.torch.hidden import hide
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
 
 __all__ = ["install"]
 
@@ -38,8 +41,8 @@ def install(torch: Any, patches: Patches) -> None:
                     payload: dict[str, Any] = {"operation": operation, "error": error}
                     if isinstance(target, (str, os.PathLike)):
                         payload["path"] = os.fspath(target)
-                        if os.path.exists(target):
-                            payload["size"] = os.path.getsize(target)
+                        if Path(target).exists():
+                            payload["size"] = Path(target).stat().st_size
                     recorders.mine().record(CHECKPOINT, start, end, payload)
 
         patches.set(torch, name, hide(checkpoint))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import COMPILE
 from otel_ml.errors import guard
-from otel_ml.instrument.patching import Patches
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
 
 __all__ = ["install", "kind"]
 
 _KINDS = (
-    ("size", re.compile(r"size mismatch|stride mismatch|rank mismatch|\.size\(|\.stride\(|shape", re.I)),
-    ("dtype", re.compile(r"dtype mismatch|dtype", re.I)),
-    ("type", re.compile(r"type mismatch|___check_type_id|expected type", re.I)),
-    ("identity", re.compile(r"___check_obj_id|\bis\b|id mismatch", re.I)),
-    ("value", re.compile(r"==|!=|not in", re.I)),
+    ("size", re.compile(r"size mismatch|stride mismatch|rank mismatch|\.size\(|\.stride\(|shape", re.IGNORECASE)),
+    ("dtype", re.compile(r"dtype mismatch|dtype", re.IGNORECASE)),
+    ("type", re.compile(r"type mismatch|___check_type_id|expected type", re.IGNORECASE)),
+    ("identity", re.compile(r"___check_obj_id|\bis\b|id mismatch", re.IGNORECASE)),
+    ("value", re.compile(r"==|!=|not in", re.IGNORECASE)),
 )
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import FETCH, FETCH_END
 from otel_ml.errors import swallow
-from otel_ml.instrument.patching import Patches
 from otel_ml.instrument.torch.hidden import hide
 from otel_ml.instrument.torch.values import shape
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
 
 __all__ = ["install"]
 
 
 def install(torch: Any, patches: Patches) -> None:
     """Time every batch fetch and read the batch's shape."""
-    from torch.utils.data import dataloader  # noqa: PLC0415 - only once the program has imported torch
+    from torch.utils.data import dataloader
 
     owner = dataloader._BaseDataLoaderIter
     original = owner.__next__

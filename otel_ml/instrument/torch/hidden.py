@@ -13,7 +13,7 @@ __all__ = ["hide", "hide_deep", "tracing"]
 F = TypeVar("F")
 
 
-def _strategy(recursive: bool) -> Any:
+def _strategy(*, recursive: bool) -> Any:
     frames = sys.modules["torch"]._C._dynamo.eval_frame
     action = frames._FrameAction
     return frames, frames._FrameExecStrategy(action.SKIP, action.SKIP if recursive else action.DEFAULT)

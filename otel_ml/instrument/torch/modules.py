@@ -13,14 +13,16 @@ import functools
 import sys
 import threading
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders, roots
 from otel_ml.core.recorder import CLOSED, DONE, FORWARD, FORWARD_NOGRAD
 from otel_ml.errors import guard
-from otel_ml.instrument.patching import Patches
 from otel_ml.instrument.torch.hidden import hide, hide_deep, tracing
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
 
 __all__ = ["Roots"]
 
@@ -72,8 +74,8 @@ class Roots:
         for function in (RootSlot.__get__, SharedSlot.__get__):
             hide(function)
         hide_deep(_inside_a_module)
-        for method in (self.arm, self._disarm, self._met, self._describe, self._in_place):
-            hide_deep(method.__func__)
+        for name in ("arm", "_disarm", "_met", "_describe", "_in_place"):
+            hide_deep(vars(Roots)[name])
 
     def _make_call(self, compiled: Any = None) -> Any:
         torch = self.torch
@@ -226,8 +228,9 @@ class Roots:
                 arm()
             return original_eval(self)
 
-        for name, function in (("__setstate__", __setstate__), ("eval", eval)):
-            function._torchdynamo_inline = vars(self.module)[name]  # type: ignore[attr-defined]
+        ours: dict[str, Any] = {"__setstate__": __setstate__, "eval": eval}
+        for name, function in ours.items():
+            function._torchdynamo_inline = vars(self.module)[name]
             self.patches.set(self.module, name, hide(function))
 
         def registered(_module: Any, _name: str, _submodule: Any) -> None:
@@ -260,7 +263,7 @@ class Roots:
 
 def _inside_a_module() -> bool:
     """Whether another module's call is on this thread's stack, below the one that asks."""
-    frame = sys._getframe(2)  # noqa: SLF001 - once for each module compiled in place
+    frame = sys._getframe(2)
     calls = 0
     while frame is not None:
         calls += frame.f_code.co_name == "_wrapped_call_impl"

@@ -7,15 +7,17 @@ Each optimizer class's own `step` is wrapped once, where torch itself wraps it
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import optimizers, recorders
 from otel_ml.core.recorder import BUILD, CLIP, CLOSED, DONE, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
 from otel_ml.errors import guard, swallow
-from otel_ml.instrument.patching import Patches
 from otel_ml.instrument.torch.hidden import hide, hide_deep
 from otel_ml.instrument.torch.values import scalar
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
 
 __all__ = ["install", "install_clipping", "install_scaler"]
 

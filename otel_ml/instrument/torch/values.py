@@ -38,12 +38,12 @@ def shape(batch: Any) -> tuple[int, int]:
             return shape(batch[0]) if batch and isinstance(batch[0], (list, tuple, dict)) else (-1, -1)
         first = tensors[0]
         tokens = -1
-        if first.ndim == 2 and len(tensors) > 1 and tensors[1].shape == first.shape:
-            if not first.is_floating_point() and not tensors[1].is_floating_point():
-                tokens = first.numel()
+        pair = first.ndim == 2 and len(tensors) > 1 and tensors[1].shape == first.shape
+        if pair and not first.is_floating_point() and not tensors[1].is_floating_point():
+            tokens = first.numel()
         return first.shape[0], tokens
     if isinstance(batch, dict):
-        ids = batch.get("input_ids")
+        ids: Any = batch.get("input_ids")
         if type(ids) is tensor and ids.ndim:
             return ids.shape[0], ids.numel()
         for value in batch.values():
