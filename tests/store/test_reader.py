@@ -381,8 +381,9 @@ def silent(program: Callable[..., Program]) -> Program:
     batch.record(4)
     for event in (names.EVENT_CHECKPOINT_SAVED, names.EVENT_CHECKPOINT_SAVED, names.EVENT_CHECKPOINT_LOADED):
         one.event(event)
-    one.event(names.EVENT_EXCEPTION, {str(names.EXCEPTION_TYPE): "ValueError", str(names.EXCEPTION_MESSAGE): "no"})
-    verdict = {
+    told: dict[str, Any] = {names.EXCEPTION_TYPE: "ValueError", names.EXCEPTION_MESSAGE: "no"}
+    one.event(names.EVENT_EXCEPTION, told)
+    verdict: dict[str, Any] = {
         names.DIAGNOSIS_VERDICT: "input-bound",
         names.DIAGNOSIS_EVIDENCE: "60 %",
         names.DIAGNOSIS_ADVICE: "workers",
