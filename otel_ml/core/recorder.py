@@ -242,5 +242,3 @@ class _Token:
 
 def _retire(recorder: Recorder) -> None:
     recorder.alive = False
-
-

@@ -121,9 +121,7 @@ class Providers:
         self.readers: list[MetricReader] = []
 
     @classmethod
-    def make(
-        cls, resource: Resource, exporters: Mapping[str, Sequence[str]], views: Sequence[View]
-    ) -> Providers:
+    def make(cls, resource: Resource, exporters: Mapping[str, Sequence[str]], views: Sequence[View]) -> Providers:
         """Build SDK providers with these exporters and set them globally."""
         tracer = TracerProvider(resource=resource, shutdown_on_exit=False)
         for exporter in _component(exporters["traces"], "traces"):

@@ -249,5 +249,3 @@ class Spans:
 def optimizer_label(number: int) -> str:
     """What to call an optimizer in attributes."""
     return optimizers.labels[number] if 0 <= number < len(optimizers.labels) else "by hand"
-
-
