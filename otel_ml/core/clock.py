@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["Anchor", "now"]
+__all__ = ["Anchor", "now", "wall"]
 
 now = time.perf_counter_ns
+wall = time.time_ns
 
 # A wall clock that moved by more than this against the monotonic one was stepped or has drifted.
 _DRIFT_NS = 1_000_000
@@ -28,8 +29,8 @@ class Anchor:
     @staticmethod
     def _measure() -> int:
         before = now()
-        wall = time.time_ns()
-        return wall - (before + now()) // 2
+        unix = wall()
+        return unix - (before + now()) // 2
 
     def renew(self) -> bool:
         """Follow the wall clock if it drifted or was stepped by over 1 ms; say whether it had."""

@@ -84,6 +84,7 @@ class Recorder:
         "ordinal",
         "seen",
         "state",
+        "steady",
         "taken",
         "tracker",
     )
@@ -98,7 +99,8 @@ class Recorder:
         self.name = threading.current_thread().name
         self.alive = True
         self.ordinal = 0
-        self.tracker: Any = None
+        self.tracker: Any = None  # the drain's
+        self.steady: Any = None  # the drain's
         self.number = 0
         self.state = CLOSED
         self.seen: set[int] = set()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
+    from otel_ml.pipeline.steady import Block
     from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
 __all__ = ["Aggregate", "memory_peak"]
@@ -46,6 +47,17 @@ class Durations:
         self.count += 1
         self.total += value_ns
         self.largest = max(self.largest, value_ns)
+
+    def extend(self, values_ns: list[int]) -> None:
+        """Take several durations."""
+        first = -self.count % self._stride
+        self._kept.extend(values_ns[first :: self._stride])
+        self.count += len(values_ns)
+        self.total += sum(values_ns)
+        self.largest = max(self.largest, *values_ns)
+        while len(self._kept) >= _KEPT:
+            self._kept = self._kept[::2]
+            self._stride *= 2
 
     def distribution(self) -> Distribution:
         """The durations in seconds."""
@@ -107,6 +119,40 @@ class Aggregate:
             self._loss(label.get(optimizer, ""), loss, step.number)
         if step.grad_norm is not None and not math.isfinite(step.grad_norm):
             totals.nonfinite["grad_norm"] = totals.nonfinite.get("grad_norm", 0) + 1
+
+    def block(self, block: Block, label: dict[int, str]) -> None:
+        """Count a block of steps, all of outcome ok."""
+        totals = self.totals
+        self._spent(block.starts[0], block.starts[-1])
+        count = len(block)
+        totals.steps += count
+        whole = block.starts[-1] - block.starts[0]
+        for phase, spent in block.phases.items():
+            total = sum(spent)
+            self.phases[phase] = self.phases.get(phase, 0) + total
+            if phase in _CATEGORIES:
+                self.time[_CATEGORIES[phase]] += total
+                whole -= total
+        self.time["productive"] += whole
+        self.steps.extend(block.durations)
+        totals.micro_batches += count * block.micro_batches
+        if block.samples is not None:
+            totals.samples = (totals.samples or 0) + sum(block.samples)
+        if block.tokens is not None:
+            totals.tokens = (totals.tokens or 0) + sum(block.tokens)
+        for optimizer, losses in block.losses.items():
+            key = label.get(optimizer, "")
+            if all(map(math.isfinite, losses)):
+                lowest = min(losses)
+                self._loss(key, losses[0], block.first)
+                self._loss(key, lowest, block.first + losses.index(lowest))
+                self.totals.losses[key].last = losses[-1]
+            else:
+                for number, loss in enumerate(losses, block.first):
+                    self._loss(key, loss, number)
+        bad = sum(not math.isfinite(v) for v in block.grad_norms or ())
+        if bad:
+            totals.nonfinite["grad_norm"] = totals.nonfinite.get("grad_norm", 0) + bad
 
     def _loss(self, key: str, loss: float, number: int) -> None:
         curve = self.totals.losses.setdefault(key, LossCurve())

@@ -15,6 +15,7 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import BUILD, WIDTH
 from otel_ml.errors import guard
+from otel_ml.pipeline.steady import Steady
 from otel_ml.pipeline.steps import Step, Tracker
 
 if TYPE_CHECKING:
@@ -102,9 +103,11 @@ class Drain:
             tracker = recorder.tracker = Tracker()
             if self._built:
                 tracker.built()
-        feed = tracker.feed
+            recorder.steady = Steady()
+        feed, fed = tracker.feed, recorder.steady.fed
         until = now() + _SLICE_NS
-        for at in range(0, len(chunk), WIDTH):
+        at = 0
+        while at < len(chunk):
             code = chunk[at]
             if code == BUILD and not self._built:
                 self._built = True
@@ -112,11 +115,30 @@ class Drain:
                     if other.tracker is not None:
                         other.tracker.built()
             feed(code, chunk[at + 1], chunk[at + 2], chunk[at + 3], chunk[at + 4])
+            fed()
+            at += WIDTH
             if tracker.out:
+                stepped = isinstance(tracker.out[-1], Step)
+                alone = len(tracker.out) == 1
                 self._tell(recorder)
+                if stepped and recorder.steady.came_round(tracker, alone=alone):
+                    at = self._blocks(recorder, chunk, at, pause=pause)
+                    until = now() + _SLICE_NS
             if pause and at % (_CHECK * WIDTH) == 0 and now() > until:
                 time.sleep(_PAUSE_S)
                 until = now() + _SLICE_NS
+
+    def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, *, pause: bool) -> int:
+        """Tell of the steady steps that come next, in blocks; where the next event begins."""
+        steady, tracker = recorder.steady, recorder.tracker
+        while True:
+            block = steady.advance(tracker, chunk, at)
+            if block is None:
+                return at
+            at += len(block) * steady.taken()
+            self.telemetry.block(block, recorder)
+            if pause:
+                time.sleep(_PAUSE_S)
 
     def _tell(self, recorder: Recorder) -> None:
         out: list[Any] = recorder.tracker.out

@@ -26,14 +26,15 @@ _SUMMED = (names.STEP_SAMPLES, names.STEP_TOKENS, names.STEP_MICRO_BATCHES)
 
 
 class Records:
-    """Collects step records and emits them as `ml.step`, or `ml.steps` columns."""
+    """Collects step records as columns and emits them as `ml.step` (one) or `ml.steps` (several)."""
 
     def __init__(self, anchor: Anchor, *, rate: float, burst: int, started: int) -> None:
         self.anchor = anchor
         self.budget = Budget(rate, burst, started)
-        self.rate = rate
-        self.pending: list[tuple[int, dict[str, Any], Context | None]] = []
         self.thinned = False
+        self._columns: dict[str, list[Any]] = {}
+        self._ends: list[int] = []
+        self._context: Context | None = None  # of the last step taken alone
         self._logger: Any = None
 
     def use(self, logger: Any) -> None:
@@ -57,88 +58,105 @@ class Records:
             )
         )
 
-    def step(self, end_ns: int, attributes: dict[str, Any], context: Context | None) -> None:
+    def step(self, end_ns: int, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Take one step's record; it leaves with the next `flush()`."""
-        self.pending.append((end_ns, attributes, context))
+        self.steps([end_ns], {k: [v] for k, v in attributes.items()})
+        self._context = context
+
+    def steps(self, ends_ns: list[int], columns: Mapping[str, list[Any]]) -> None:
+        """Take several steps' records, a value a step in each column."""
+        before = len(self._ends)
+        self._ends.extend(ends_ns)
+        for key, values in columns.items():
+            known = self._columns.get(key)
+            if known is None:
+                known = self._columns[key] = []
+            if len(known) < before:
+                known.extend([None] * (before - len(known)))
+            known.extend(values)
+        self._context = None
 
     def flush(self, at_ns: int) -> None:
         """Emit what is pending: exactly while the budget lasts, thinned beyond it."""
-        pending = self.pending
-        if not pending:
+        count = len(self._ends)
+        if not count:
             return
         available = self.budget.available(at_ns)
-        if len(pending) <= available:
-            self.pending = []
-            self.budget.take(len(pending), at_ns)
-            for first in range(0, len(pending), _BATCH):
-                self._batch(pending[first : first + _BATCH], 1)
+        if count <= available:
+            self.budget.take(count, at_ns)
+            self._emit(count, 1)
             return
         self.thinned = True
-        room = max(1, min(available, _BATCH))
-        stride = stride_for(len(pending), room)
-        whole = len(pending) - len(pending) % stride
-        self.pending = pending[whole:]
-        bins = [_bin(pending[n : n + stride]) for n in range(0, whole, stride)]
-        self.budget.take(min(len(bins), available), at_ns)
-        for first in range(0, len(bins), _BATCH):
-            self._batch(bins[first : first + _BATCH], stride)
+        stride = stride_for(count, max(1, min(available, _BATCH)))
+        whole = count - count % stride
+        self.budget.take(min(whole // stride, available), at_ns)
+        self._emit(whole, stride)
 
     def finish(self, at_ns: int) -> None:
         """Emit everything, the last bin even when it is not full."""
         self.flush(at_ns)
-        if self.pending:
-            rest, self.pending = self.pending, []
-            self._batch([_bin(rest)], len(rest))
+        if self._ends:
+            self._emit(len(self._ends), len(self._ends))
 
-    def _batch(self, rows: list[tuple[int, dict[str, Any], Context | None]], stride: int) -> None:
-        if len(rows) == 1 and stride == 1:
-            end, attributes, context = rows[0]
-            self.event(names.EVENT_STEP, _say(attributes), attributes, end, context=context)
+    def _emit(self, count: int, stride: int) -> None:
+        """Send the first `count` pending steps, each entry standing for `stride` of them."""
+        ends = self._ends[:count]
+        columns = {k: v[:count] for k, v in self._columns.items()}
+        self._ends = self._ends[count:]
+        self._columns = {k: v[count:] for k, v in self._columns.items() if len(v) > count} if self._ends else {}
+        for values in columns.values():
+            values.extend([None] * (count - len(values)))
+        if stride > 1:
+            columns = _thin(columns, stride)
+            ends = ends[stride - 1 :: stride]
+        for first in range(0, len(ends), _BATCH):
+            part = {k: v[first : first + _BATCH] for k, v in columns.items()}
+            self._batch(ends[first : first + _BATCH], part, stride)
+
+    def _batch(self, ends: list[int], columns: dict[str, list[Any]], stride: int) -> None:
+        columns = {k: v for k, v in columns.items() if v.count(None) < len(v)}
+        if len(ends) == 1 and stride == 1:
+            only = {k: v[0] for k, v in columns.items()}
+            only[names.STEP_NUMBER] = only.pop(names.STEP_NUMBER)
+            self.event(names.EVENT_STEP, _say(only), only, ends[0], context=self._context)
             return
-        keys: dict[str, None] = {}
-        for _, attributes, _ in rows:
-            keys.update(dict.fromkeys(attributes))
-        columns: dict[str, Any] = {k: [a.get(k) for _, a, _ in rows] for k in keys}
-        if len(rows) > 1 and len(json.dumps(columns)) > _BATCH_BYTES:
-            half = len(rows) // 2
-            self._batch(rows[:half], stride)
-            self._batch(rows[half:], stride)
+        if len(ends) > 1 and len(json.dumps(columns)) > _BATCH_BYTES:
+            half = len(ends) // 2
+            self._batch(ends[:half], {k: v[:half] for k, v in columns.items()}, stride)
+            self._batch(ends[half:], {k: v[half:] for k, v in columns.items()}, stride)
             return
         number = columns.pop(names.STEP_NUMBER)
-        columns[names.STEP_STRIDE] = stride
-        columns[names.STEP_NUMBER] = number  # identity last: the SDK keeps the last 128 attributes
-        body = f"steps {number[0]} to {number[-1] + stride - 1}: {_say(rows[-1][1])}"
-        self.event(names.EVENT_STEPS, body, columns, rows[-1][0])
+        last = {k: v[-1] for k, v in columns.items()}
+        body = f"steps {number[0]} to {number[-1] + stride - 1}: {_say({**last, names.STEP_NUMBER: number[-1]})}"
+        # Identity last: the SDK keeps the last 128 attributes.
+        self.event(names.EVENT_STEPS, body, {**columns, names.STEP_STRIDE: stride, names.STEP_NUMBER: number}, ends[-1])
 
 
-def _bin(rows: list[tuple[int, dict[str, Any], Context | None]]) -> tuple[int, dict[str, Any], Context | None]:
-    """Several steps as one: means, and the spread of what matters; the first step's number."""
-    out: dict[str, Any] = {}
-    keys: dict[str, None] = {}
-    for _, attributes, _ in rows:
-        keys.update(dict.fromkeys(attributes))
-    for key in keys:
-        values = [a[key] for _, a, _ in rows if a.get(key) is not None]
-        first = values[0]
+def _thin(columns: dict[str, list[Any]], stride: int) -> dict[str, list[Any]]:
+    """Each `stride` steps as one: means, and the spread of what matters; the first step's number."""
+    out: dict[str, list[Any]] = {}
+    for key, values in columns.items():
+        bins = [[v for v in values[n : n + stride] if v is not None] for n in range(0, len(values), stride)]
         if key == names.STEP_NUMBER:
-            out[key] = first
+            out[key] = [b[0] for b in bins]
         elif key in _SUMMED:
-            out[key] = sum(values)
-        elif isinstance(first, (int, float)):
-            out[key] = _round(sum(values) / len(values))
-            if key in _SPREAD or key.startswith(names.STEP_LOSS + "."):
-                out[f"{key}.min"] = _round(min(values))
-                out[f"{key}.max"] = _round(max(values))
+            out[key] = [sum(b) if b else None for b in bins]
+        elif isinstance(next(v for b in bins for v in b), str):
+            # One word for several steps: the one that is not as usual.
+            out[key] = [next((v for v in b if v != "ok"), b[0]) if b else None for b in bins]
         else:
-            out[key] = first if all(v == first for v in values) else next(v for v in values if v != "ok")
-    return rows[-1][0], out, None
+            out[key] = [_round(sum(b) / len(b)) if b else None for b in bins]
+            if key in _SPREAD or key.startswith(names.STEP_LOSS + "."):
+                out[f"{key}.min"] = [_round(min(b)) if b else None for b in bins]
+                out[f"{key}.max"] = [_round(max(b)) if b else None for b in bins]
+    return out
 
 
 def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _say(attributes: dict[str, Any]) -> str:
+def _say(attributes: Mapping[Any, Any]) -> str:
     parts = [f"step {attributes[names.STEP_NUMBER]}:"]
     loss = attributes.get(names.LOSS.name)
     if loss is not None:

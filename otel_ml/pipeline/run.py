@@ -56,12 +56,13 @@ class Run:
         steps_per_second: float,
         points_per_second: float,
         points_burst: int,
+        started: int | None = None,
     ) -> None:
         self.identity = identity
         self.providers = providers
         self.writer = writer
         self._judge = judge
-        self.started = now() - _age_ns()
+        self.started = now() - _age_ns() if started is None else started
         self.anchor = Anchor()
         scope = (names.SCOPE, version("otel-ml"))
         meter = providers.meter.get_meter(*scope, schema_url=names.SCHEMA_URL)
@@ -94,15 +95,22 @@ class Run:
         self.done = threading.Event()
         self._token: Any = None
 
-    def start(self) -> None:
-        """Begin: the live step is attached, the program's logs are heard, the drain runs."""
+    def start(self, *, drain: bool = True) -> None:
+        """Begin: the live step is attached, the program's logs are heard, the drain runs unless it is turned by hand."""
         bulk.install()
         if hasattr(self.providers.tracer, "add_span_processor"):
             self.providers.tracer.add_span_processor(Marker(self.spans))
         self._token = otel_context.attach(trace.set_span_in_context(self.spans.live))
         self.logs.install()
         os.register_at_fork(after_in_child=_forked)
-        self.drain.start()
+        if drain:
+            self.drain.start()
+
+    def detach(self) -> None:
+        """Take back what `start()` put into this process and context, after the end."""
+        otel_context.detach(self._token)
+        self.logs.uninstall()
+        bulk.uninstall()
 
     def _begin(self) -> None:
         """The first step or call was seen: the run is worth telling of."""
@@ -131,6 +139,7 @@ class Run:
             return None
         self.drain.at_end = lambda: self._finish(error, timeout_s)
         self.drain.stop()
+        self.drain.start()  # where it was turned by hand
         self.done.wait(timeout_s)
         return self.totals if self.drain.active else None
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from otel_ml.core.clock import Anchor
     from otel_ml.core.identity import Identity
     from otel_ml.core.recorder import Recorder
+    from otel_ml.pipeline.steady import Block
     from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
 __all__ = ["LiveStep", "Marker", "Spans"]
@@ -177,6 +178,19 @@ class Spans:
         unusual = step.outcome != "ok" or step.compiled or step.checkpointed
         chosen = self.allowed > 0 and (step.number < _FIRST or step.number % self.stride == 0)
         return marked or chosen or (unusual and self._others.take(1, step.end))
+
+    def keeps_of(self, block: Block, ordinal: int) -> list[int]:
+        """Which of a block's steps become traces, by their place in it."""
+        count = len(block)
+        first, after = block.first, block.first + count
+        self._mean_ns = (block.starts[-1] - block.starts[0]) / count
+        self.stride = stride_for(1e9 / max(1.0, self._mean_ns), self.allowed) if self.allowed > 0 else 1 << 30
+        chosen = {n for o, n in self.must_keep if o == ordinal and first <= n < after}
+        self.must_keep -= {(ordinal, n) for n in chosen}
+        self._emitted[ordinal] = after - 1
+        if self.allowed > 0:
+            chosen.update(range(first, min(_FIRST, after)), range(first + -first % self.stride, after, self.stride))
+        return [n - first for n in sorted(chosen)]
 
     def step(self, step: Step, recorder: Recorder, attributes: dict[str, Any]) -> Context:
         """Emit a kept step: a root span and a child for each interval; returns its context for exemplars."""

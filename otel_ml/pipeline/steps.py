@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 from otel_ml.core import recorder as r
 
-__all__ = ["Call", "Evaluation", "Rare", "Step", "Tracker"]
+__all__ = ["Call", "Evaluation", "Item", "Rare", "Step", "Tracker", "build", "unpack"]
 
 DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, COMPILE, CHECKPOINT = (
     "data_wait", "forward", "backward", "optimizer", "compile", "checkpoint",
 )  # fmt: skip
 RESIDUAL = "residual"
 
-_PHASE = {
+PHASE = {
     r.FETCH: DATA_WAIT,
     r.FETCH_END: DATA_WAIT,
     r.FORWARD: FORWARD,
@@ -44,6 +44,7 @@ _PHASE = {
 _OPENERS = frozenset({r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.SCALER})
 _CANDIDATES = frozenset({r.FORWARD, r.BACKWARD, r.ZERO_GRAD})
 _TURNS = frozenset({r.STEP, r.SCALER})
+_WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.STEP, r.SCALER})  # events whose `a` says which object
 _NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP})
 _TOKENS_SHIFT = 32
 _MASK = (1 << _TOKENS_SHIFT) - 1
@@ -216,7 +217,7 @@ class Tracker:
 
     def _forward_nograd(self, item: Item) -> None:
         if not self.trains:
-            self.out.append(Call(item.start, item.end, item.a, _samples(item.b)))
+            self.out.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None))
             return
         if self._turned():
             self._close_at(item.start, len(self.items))
@@ -336,64 +337,85 @@ class Tracker:
         items = self.items
         if not items:
             return
-        step = Step(self.number, items[0].start, max(end, items[-1].end), outcome)
-        _phases(step, items)
-        self._values(step, items)
+        self.out.append(build(self.number, items, end, outcome, len(self.roots)))
         self.number += 1
-        self.out.append(step)
 
-    def _values(self, step: Step, items: list[Item]) -> None:
-        sums: dict[int, float] = {}
-        running: float | None = None
-        turns = skipped = 0
-        for item in _flat(items):
-            code = item.code
-            if code == r.BACKWARD:
-                step.micro_batches += 1
-                if item.a is not None:
-                    running = item.a if running is None else running + item.a
-            elif code in _TURNS:
-                turns += 1
-                inner = next((i for i in item.inside if i.code == r.STEP), None)
-                scale = item.b if code == r.SCALER else None
-                if code == r.SCALER and inner is None:
-                    skipped += 1
-                if running is not None:
-                    loss = running / scale if scale else running
-                    sums[item.a] = sums[item.a] + loss if item.a in sums else loss
-                running = None
-                rates = inner.b if inner is not None else (item.b if code == r.STEP else None)
-                if rates is not None:
-                    step.learning_rates[item.a] = rates
-            elif code == r.CLIP and item.a is not None:
-                step.grad_norm = item.a
-        if running is not None and not turns:
-            sums[-1] = running
-        step.losses = sums
-        if turns and skipped == turns and step.outcome == "ok":
-            step.outcome, step.skip_reason = "skipped", "gradient_overflow"
-        self._samples(step, items)
+    # --- steady loops ----------------------------------------------------------------
 
-    def _samples(self, step: Step, items: list[Item]) -> None:
-        fetches = [i for i in items if i.code == r.FETCH]
-        if fetches:
-            known = [i for i in fetches if i.a >= 0]
-            if known:
-                step.samples = sum(i.a for i in known)
-            tokens = [i.b for i in fetches if i.b >= 0]
-            if tokens:
-                step.tokens = sum(tokens)
-            return
-        forwards = [i for i in items if i.code == r.FORWARD]
-        # Without a loader, the root's own batch is the step's only where one root runs once a backward.
-        if len(self.roots) == 1 and len(forwards) == step.micro_batches and all(i.b > 0 for i in forwards):
-            step.samples = sum(i.b & _MASK for i in forwards)
-            tokens_in = sum(i.b >> _TOKENS_SHIFT for i in forwards)
-            step.tokens = tokens_in or None
+    def signature(self) -> tuple[Any, ...] | None:
+        """The state without its times; None where more than the open step is on its way."""
+        if self._pending_eval or self.loose or any(i.inside for i in self.items):
+            return None
+        which = tuple((i.code, i.a if i.code in _WHICH else None) for i in self.items)
+        return which, self.candidate, frozenset(self.round), len(self.roots), self.by_hand
+
+    def skip(self, items: list[Item], count: int, last_end: int) -> None:
+        """`count` steps were told of otherwise: `items` are open now, of the same signature as before."""
+        self.items = items
+        self.number += count
+        self.last_end = max(self.last_end, last_end)
 
 
-def _samples(packed: int) -> int | None:
-    return packed & _MASK if packed > 0 else None
+def build(number: int, items: list[Item], end: int, outcome: str, roots: int) -> Step:
+    """The step that these top-level items make; `roots` is how many root modules the thread has run."""
+    step = Step(number, items[0].start, max(end, items[-1].end), outcome)
+    _phases(step, items)
+    _values(step, items)
+    _count(step, items, roots)
+    return step
+
+
+def _values(step: Step, items: list[Item]) -> None:
+    sums: dict[int, float] = {}
+    running: float | None = None
+    turns = skipped = 0
+    for item in _flat(items):
+        code = item.code
+        if code == r.BACKWARD:
+            step.micro_batches += 1
+            if item.a is not None:
+                running = item.a if running is None else running + item.a
+        elif code in _TURNS:
+            turns += 1
+            inner = next((i for i in item.inside if i.code == r.STEP), None)
+            scale = item.b if code == r.SCALER else None
+            if code == r.SCALER and inner is None:
+                skipped += 1
+            if running is not None:
+                loss = running / scale if scale else running
+                sums[item.a] = sums[item.a] + loss if item.a in sums else loss
+            running = None
+            rates = inner.b if inner is not None else (item.b if code == r.STEP else None)
+            if rates is not None:
+                step.learning_rates[item.a] = rates
+        elif code == r.CLIP and item.a is not None:
+            step.grad_norm = item.a
+    if running is not None and not turns:
+        sums[-1] = running
+    step.losses = sums
+    if turns and skipped == turns and step.outcome == "ok":
+        step.outcome, step.skip_reason = "skipped", "gradient_overflow"
+
+
+def _count(step: Step, items: list[Item], roots: int) -> None:
+    fetches = [i for i in items if i.code == r.FETCH]
+    if fetches:
+        known = [i.a for i in fetches if i.a >= 0]
+        tokens = [i.b for i in fetches if i.b >= 0]
+        step.samples = sum(known) if known else None
+        step.tokens = sum(tokens) if tokens else None
+        return
+    forwards = [i for i in items if i.code == r.FORWARD]
+    # Without a loader, the root's own batch is the step's only where one root runs once a backward.
+    if roots == 1 and forwards and len(forwards) == step.micro_batches and all(i.b > 0 for i in forwards):
+        sizes = [unpack(i.b) for i in forwards]
+        step.samples = sum(samples for samples, _ in sizes)
+        step.tokens = sum(tokens for _, tokens in sizes) or None
+
+
+def unpack(packed: int) -> tuple[int, int]:
+    """Samples and tokens of a root forward's input; 0 for what is not known."""
+    return (packed & _MASK, packed >> _TOKENS_SHIFT) if packed > 0 else (0, 0)
 
 
 def _flat(items: list[Item]) -> list[Item]:
@@ -428,10 +450,10 @@ def _phases(step: Step, items: list[Item]) -> None:
     cursor = start  # events of one thread nest; should a clock ever say otherwise, the earlier one keeps its time
     for name, begin, stop in covered:
         first, last = max(begin, cursor), min(stop, end)
+        step.phases[name] = step.phases.get(name, 0) + max(0, last - first)
         if last <= first:
             continue
         cursor = last
-        step.phases[name] = step.phases.get(name, 0) + last - first
         total += last - first
         if step.intervals and step.intervals[-1][0] == name and step.intervals[-1][2] == first:
             step.intervals[-1] = (name, step.intervals[-1][1], last)
@@ -444,7 +466,7 @@ def _phases(step: Step, items: list[Item]) -> None:
 
 def _own(item: Item) -> list[tuple[str, int, int]]:
     """An item's own intervals: its time less what was inside it and counts on its own."""
-    name = _PHASE[item.code]
+    name = PHASE[item.code]
     inner: list[tuple[str, int, int]] = []
     closure = item.code in _TURNS
     forward: int | None = None

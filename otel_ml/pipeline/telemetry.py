@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from otel_ml.pipeline.instruments import Instruments
     from otel_ml.pipeline.records import Records
     from otel_ml.pipeline.spans import Spans
+    from otel_ml.pipeline.steady import Block
 
 __all__ = ["Telemetry"]
 
@@ -94,22 +95,80 @@ class Telemetry:
                 instruments.add(metric, amount, None)
         for number, loss in step.losses.items():
             instruments.set(names.LOSS, loss, _of(labels, number))
-            if not math.isfinite(loss):
-                instruments.add(names.NONFINITE, 1, {names.SCALAR_NAME: "loss"})
+            self._nonfinite("loss", [loss])
         for number, rates in step.learning_rates.items():
-            if isinstance(rates, tuple):
-                for group, rate in enumerate(rates):
-                    if rate is not None:
-                        instruments.set(
-                            names.LEARNING_RATE, rate, {**(_of(labels, number) or {}), names.PARAM_GROUP: group}
-                        )
-            else:
-                instruments.set(names.LEARNING_RATE, rates, _of(labels, number))
+            self._rates(labels, number, rates)
         if step.grad_norm is not None:
             instruments.set(names.GRAD_NORM, step.grad_norm, None)
-            if not math.isfinite(step.grad_norm):
-                instruments.add(names.NONFINITE, 1, {names.SCALAR_NAME: "grad_norm"})
+            self._nonfinite("grad_norm", [step.grad_norm])
         instruments.set(names.RUN_PROGRESS, self.anchor.unix(step.end) / 1e9, None)
+
+    def block(self, block: Block, recorder: Recorder) -> None:
+        """Tell of a block of steady steps: the same as of each, a column at a time."""
+        self._optimizers_seen.update(block.losses, block.learning_rates)
+        labels = self._labels()
+        instruments = self.instruments
+        self.aggregate.block(block, labels)
+        kept = self.spans.keeps_of(block, recorder.ordinal)
+        framework = {names.FRAMEWORK_NAME: self.framework}
+        for at in kept:
+            step = block.step(at)
+            context = self.spans.step(step, recorder, self._record(step, labels))
+            instruments.record_kept(names.STEP_DURATION, step.duration / 1e9, framework, context)
+        durations = _seconds(block.durations)
+        seconds = {phase: _seconds(spent) for phase, spent in block.phases.items()}
+        if kept:
+            told = set(kept)
+            instruments.observe(names.STEP_DURATION, [s for n, s in enumerate(durations) if n not in told], framework)
+        else:
+            instruments.observe(names.STEP_DURATION, durations, framework)
+        for phase, spent in seconds.items():
+            instruments.observe(names.PHASE_DURATION, spent, {names.PHASE: phase})
+        count = len(block)
+        instruments.add(names.STEPS, count, {names.OUTCOME: "ok"})
+        instruments.add(names.MICRO_BATCHES, count * block.micro_batches, None)
+        columns: dict[str, list[Any]] = {
+            names.OUTCOME: ["ok"] * count,
+            names.STEP_DURATION_S: durations,
+            names.STEP_MICRO_BATCHES: [block.micro_batches] * count,
+        }
+        columns.update({f"{names.STEP_PHASE}.{phase}": spent for phase, spent in seconds.items()})
+        for number, losses in block.losses.items():
+            instruments.set(names.LOSS, losses[-1], _of(labels, number))
+            self._nonfinite("loss", losses)
+            label = labels.get(number)
+            columns[f"{names.STEP_LOSS}.{label}" if label is not None else names.LOSS.name] = losses
+        for number, rates in block.learning_rates.items():
+            self._rates(labels, number, rates[-1])
+        for rates in list(block.learning_rates.values())[:1]:
+            columns[names.LEARNING_RATE.name] = [r[0] if isinstance(r, tuple) else r for r in rates]
+        if block.grad_norms is not None:
+            instruments.set(names.GRAD_NORM, block.grad_norms[-1], None)
+            self._nonfinite("grad_norm", block.grad_norms)
+            columns[names.GRAD_NORM.name] = block.grad_norms
+        for metric, key, amounts in (
+            (names.SAMPLES, names.STEP_SAMPLES, block.samples), (names.TOKENS, names.STEP_TOKENS, block.tokens),
+        ):  # fmt: skip
+            if amounts is not None:
+                instruments.add(metric, sum(amounts), None)
+                columns[key] = amounts
+        columns[names.STEP_NUMBER] = list(range(block.first, block.first + count))
+        instruments.set(names.RUN_PROGRESS, self.anchor.unix(block.starts[-1]) / 1e9, None)
+        self.records.steps(block.starts[1:], columns)
+
+    def _nonfinite(self, name: str, values: list[float]) -> None:
+        bad = len(values) - sum(map(math.isfinite, values))
+        if bad:
+            self.instruments.add(names.NONFINITE, bad, {names.SCALAR_NAME: name})
+
+    def _rates(self, labels: dict[int, str], number: int, rates: Any) -> None:
+        if not isinstance(rates, tuple):
+            self.instruments.set(names.LEARNING_RATE, rates, _of(labels, number))
+            return
+        for group, rate in enumerate(rates):
+            if rate is not None:
+                tags = {**(_of(labels, number) or {}), names.PARAM_GROUP: group}
+                self.instruments.set(names.LEARNING_RATE, rate, tags)
 
     def _record(self, step: Step, labels: dict[int, str]) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -221,6 +280,10 @@ class Telemetry:
             self._told_errors = errors
         totals.records, totals.records_dropped, totals.errors, totals.drain_cpu_s = taken, dropped, errors, cpu_s
         totals.thinned = self.records.thinned
+
+
+def _seconds(values_ns: list[int]) -> list[float]:
+    return [v / 1e9 for v in values_ns]
 
 
 def _of(labels: dict[int, str], number: int) -> dict[str, Any] | None:

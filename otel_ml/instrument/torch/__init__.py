@@ -43,6 +43,8 @@ class TorchInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             register_post_import_hook(_dynamo_imported, "torch._dynamo.utils")
         elif "torch" in sys.modules:
             _torch_imported(sys.modules["torch"])
+            if "torch._dynamo.utils" in sys.modules:
+                _dynamo_imported(sys.modules["torch._dynamo.utils"])
 
     def _uninstrument(self, **_: Any) -> None:
         _state["on"] = False
@@ -50,7 +52,7 @@ class TorchInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
 
 def _torch_imported(torch: Any) -> None:
-    if not _state["on"] or _patches.report:
+    if not _state["on"] or "root forward" in _patches.report:
         return
     from otel_ml.instrument.torch import (
         autograd,
@@ -84,7 +86,7 @@ def _methods(cls: type) -> list[FunctionType]:
 
 
 def _dynamo_imported(utils: Any) -> None:
-    if not _state["on"]:
+    if not _state["on"] or "compile" in _patches.report:
         return
     from otel_ml.instrument.torch import compile as compiling
 
