@@ -96,7 +96,7 @@ class Run:
         self._token: Any = None
 
     def start(self, *, drain: bool = True) -> None:
-        """Begin: the live step is attached, the program's logs are heard, the drain runs unless it is turned by hand."""
+        """Begin: attach the live step, hear the program's logs, run the drain unless it is turned by hand."""
         bulk.install()
         if hasattr(self.providers.tracer, "add_span_processor"):
             self.providers.tracer.add_span_processor(Marker(self.spans))
