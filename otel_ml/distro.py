@@ -8,6 +8,7 @@ joins the providers that it set. `configure()` does the same from inside a progr
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -185,6 +186,19 @@ def shutdown() -> None:
             from otel_ml.summary import print_totals
 
             print_totals([totals], sys.stderr)
+    if type(getattr(sys, "last_value", None)) is KeyboardInterrupt:
+        _die_of_interrupt()
+
+
+def _die_of_interrupt() -> None:
+    """Have the interpreter end by SIGINT, as it would have without us.
+
+    It remembers an unhandled Ctrl-C in a flag that any later `exec()` of source clears, and
+    imports at exit do that (a namedtuple is enough). An `exec()` that ends in the same
+    exception sets it again.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")  # noqa: S102 - a constant; see above
 
 
 def _in_multiprocessing(util: Any) -> None:
