@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.instrumentation.distro import BaseDistro
 from opentelemetry.sdk._configuration import _OTelSDKConfigurator
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from wrapt import register_post_import_hook
 
-from otel_ml import names, settings
+from otel_ml import settings
 from otel_ml.core import identity as identities
 from otel_ml.core.context import recorders
 from otel_ml.errors import OtelMlError, guard
+from otel_ml.pipeline.adoption import make_way
 from otel_ml.pipeline.providers import Providers
+from otel_ml.pipeline.resource import resource_of
 from otel_ml.pipeline.run import Run
 from otel_ml.pipeline.views import views
 from otel_ml.settings import Settings
@@ -114,12 +115,10 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
     identities.hand_down(environ, identity)
     exporters = settings.exporters(environ, store=chosen.store)
     recorders.limit = chosen.buffer
-    providers = Providers.existing()
-    if providers is None:
-        sent = {signal: [e for e in ways if e != settings.STORE] for signal, ways in exporters.items()}
-        providers = Providers.make(
-            _resource(identity, extra), sent, views(chosen.views_drop, {}, chosen.views_exponential)
-        )
+    sent = {signal: [e for e in ways if e != settings.STORE] for signal, ways in exporters.items()}
+    providers = Providers.make(
+        resource_of(identity, extra), sent, views(chosen.views_drop, {}, chosen.views_exponential)
+    )
     writer = None
     if chosen.store:
         writer = StoreWriter(
@@ -141,31 +140,19 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
     )
     current, _settings = run, chosen
     run.start()
+    make_way(sorted(providers.made), _adopt)
     _wrap_excepthook()
     atexit.register(shutdown)
     register_post_import_hook(_in_multiprocessing, "multiprocessing.util")
     return run
 
 
-def _resource(identity: identities.Identity, extra: dict[str, str]) -> Resource:
-    known: dict[str, Any] = {
-        **extra,
-        "telemetry.distro.name": names.SCOPE,
-        names.RUN_ID: identity.run_id,
-        names.RUN_NAME: identity.run_name,
-        names.RUN_ATTEMPT: identity.attempt,
-        names.RANK: identity.rank,
-        names.LOCAL_RANK: identity.local_rank,
-        names.WORLD_SIZE: identity.world_size,
-        names.LAUNCHER: identity.launcher,
-    }
-    given = Resource.create()
-    defaults = {"service.instance.id": identity.instance_id}
-    if str(given.attributes.get("service.name", "")).startswith("unknown_service"):
-        known["service.name"] = identity.run_name
-    if "service.instance.id" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-        known.update(defaults)
-    return given.merge(Resource({k: v for k, v in known.items() if v is not None}))
+def _adopt(signal: str) -> None:
+    """The program has set its own provider: leave through it, and end before it does."""
+    if current is not None:
+        current.adopt(signal)
+        atexit.unregister(shutdown)
+        atexit.register(shutdown)
 
 
 def _judge(totals: RunTotals) -> tuple[str, str, str]:
@@ -246,13 +233,25 @@ def _strip(error: BaseException | None, seen: set[int]) -> None:
     _strip(error.__context__, seen)
 
 
+def _made() -> str:
+    made = current.providers.made if current is not None else set()
+    joined = {"traces", "metrics", "logs"} - made
+    if not joined:
+        return "made here"
+    return (
+        "joined"
+        if not made
+        else f"made here for {' and '.join(sorted(made))}, joined for {' and '.join(sorted(joined))}"
+    )
+
+
 def _say(chosen: Settings) -> None:
     ours = isinstance(trace.get_tracer_provider(), TracerProvider)
     exporters = settings.exporters(os.environ, store=chosen.store)
     print(
         f"otel-ml: distro {os.environ.get('OTEL_PYTHON_DISTRO', 'first installed')}, "
         f"configurator {os.environ.get('OTEL_PYTHON_CONFIGURATOR', 'first installed')}, "
-        f"providers {'made here' if current is not None and current.providers.made else 'joined'}"
+        f"providers {_made()}"
         f"{'' if ours else ' (no SDK tracer)'}",
         file=sys.stderr,
     )

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
 DISTRO = "otel_ml"
+_DETECTORS = "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"
 
 vars().update({name: name for name in SETTINGS})
 
 
 def choose_distro(environ: MutableMapping[str, str]) -> None:
-    """Make ours the distro and the configurator, unless the user chose others."""
+    """Make ours the distro and the configurator, unless the user chose others; have every resource name the run."""
     environ.setdefault("OTEL_PYTHON_DISTRO", DISTRO)
     environ.setdefault("OTEL_PYTHON_CONFIGURATOR", DISTRO)
+    detectors = [d.strip() for d in environ.get(_DETECTORS, "otel").split(",")]
+    if not {DISTRO, "*"} & set(detectors):
+        environ[_DETECTORS] = ",".join([*detectors, DISTRO])
 
 
 def with_flags(environ: Mapping[str, str], argv: Sequence[str]) -> dict[str, str]:

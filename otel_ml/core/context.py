@@ -45,6 +45,14 @@ class Registry:
             self._references[key] = weakref.ref(thing, lambda _, key=key: self._forget(key))  # type: ignore[misc]
         return number
 
+    def restart(self) -> None:
+        """Forget every object: what another run in this process begins with."""
+        with self._lock:
+            self.numbers.clear()
+            self.labels.clear()
+            self.facts.clear()
+            self._references.clear()
+
     def _forget(self, key: int) -> None:
         self.numbers.pop(key, None)
         self._references.pop(key, None)

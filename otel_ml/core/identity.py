@@ -51,6 +51,13 @@ class Identity:
     launcher: str
     instance_id: str
 
+    @property
+    def process(self) -> int:
+        """What tells this process from the others of its run: the rank, or where there is none a number of its own."""
+        if self.rank is not None:
+            return self.rank
+        return int.from_bytes(blake2b(self.instance_id.encode(), digest_size=7).digest(), "big")
+
 
 def resolve(environ: Mapping[str, str], argv: Sequence[str]) -> Identity:
     """The identity of this process.
@@ -290,8 +297,8 @@ def step_trace_id(run_id: str, attempt: int, step: int) -> int:
     return int.from_bytes(hasher.digest(), "big") or 1
 
 
-def step_span_id(run_id: str, attempt: int, step: int, rank: int | None, thread: int) -> int:
-    """The root span of one rank's step: 64 bits. `thread` is any number that tells apart threads that train."""
+def step_span_id(run_id: str, attempt: int, step: int, process: int, thread: int) -> int:
+    """The root span of a step in one process: 64 bits. `process` is `Identity.process`; `thread`, its thread."""
     hasher = _hasher(b"span", run_id, attempt, 8).copy()
-    hasher.update(struct.pack("<qqQ", step, -1 if rank is None else rank, thread & 0xFFFF_FFFF_FFFF_FFFF))
+    hasher.update(struct.pack("<qqQ", step, process, thread & 0xFFFF_FFFF_FFFF_FFFF))
     return int.from_bytes(hasher.digest(), "big") or 1

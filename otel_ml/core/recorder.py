@@ -28,6 +28,7 @@ __all__ = [
     "COMPILE",
     "DONE",
     "FETCH",
+    "FETCHED",
     "FETCH_END",
     "FORWARD",
     "FORWARD_NOGRAD",
@@ -61,9 +62,10 @@ CHECKPOINT = 13  #  payload dict             -
 
 # Where the online counter stands.
 CLOSED = 0  # no step
-OPEN = 1  # a step, no turn yet
-TURNED = 2  # a turn was taken, the round is not complete
-DONE = 3  # the round is complete: the next event closes the step
+FETCHED = 1  # a batch came after a step or at first: a step, unless a forward without grad says otherwise
+OPEN = 2  # a step, no turn yet
+TURNED = 3  # a turn was taken, the round is not complete
+DONE = 4  # the round is complete: the next event closes the step
 
 
 class Recorder:
@@ -92,13 +94,18 @@ class Recorder:
     def __init__(self, limit: int) -> None:
         self.buffer: list[Any] = []
         self.extend: Callable[[tuple[Any, ...]], None] = self.buffer.extend
-        self.limit = limit * WIDTH
-        self.dropped = 0
-        self.taken = 0
         self.ident = threading.get_ident()
         self.name = threading.current_thread().name
         self.alive = True
         self.ordinal = 0
+        self.restart(limit)
+
+    def restart(self, limit: int) -> None:
+        """Hold nothing and be in no step, as new."""
+        self.buffer.clear()
+        self.limit = limit * WIDTH
+        self.dropped = 0
+        self.taken = 0
         self.tracker: Any = None  # the drain's
         self.steady: Any = None  # the drain's
         self.number = 0
@@ -130,18 +137,24 @@ class Recorder:
         before = self.state
         if before >= TURNED:
             self._close(by_candidate=False)
-        self.state = OPEN
+        if before != OPEN:
+            self.state = FETCHED
         return before
 
     def exhausted(self, before: int) -> None:
         """The fetch found the iterator's end: it opened nothing."""
         if before != OPEN:
-            self.state = CLOSED
+            self.state = FETCHED if before == FETCHED else CLOSED
 
     def edge(self) -> None:
-        """Something that is never in a step begins: closes a step that had a turn, opens none."""
+        """Something that is never in a step begins: closes a step that had a turn, opens none.
+
+        After a fetch alone it is an evaluation's: that fetch opened nothing. Inside a step it is a teacher's.
+        """
         if self.state >= TURNED:
             self._close(by_candidate=False)
+            self.state = CLOSED
+        elif self.state == FETCHED:
             self.state = CLOSED
 
     def candidate(self) -> None:
@@ -149,7 +162,7 @@ class Recorder:
         if self.state == DONE:
             self._close(by_candidate=True)
             self.state = OPEN
-        elif self.state == CLOSED:
+        elif self.state < OPEN:
             self.state = OPEN
 
     def turn(self, optimizer: int) -> None:
@@ -227,6 +240,18 @@ class Recorders:
         self.made = 0
         self.main = None
         self.gone = (0, 0)
+
+    def restart(self, limit: int) -> None:
+        """Forget everything, also of threads that live on: what another run in this process begins with."""
+        with self._lock:
+            self.limit = limit
+            self.all = [r for r in self.all if r.alive]
+            for ordinal, recorder in enumerate(self.all):
+                recorder.restart(limit)
+                recorder.ordinal = ordinal
+            self.made = len(self.all)
+            self.main = None
+            self.gone = (0, 0)
 
     def counts(self) -> tuple[int, int]:
         """Events taken, and events lost because a recorder was full, so far."""

@@ -22,7 +22,8 @@ from otel_ml.redact import text
 
 __all__ = ["Logs"]
 
-_OURS = ("otel_ml", "opentelemetry", "urllib3", "grpc")
+# What we, OpenTelemetry and its transports say; and torch's record of each compilation, which is for its own tools.
+_UNHEARD = ("otel_ml", "opentelemetry", "urllib3", "grpc", "torch.__trace")
 
 
 class _Handler(LoggingHandler):
@@ -45,24 +46,31 @@ class _Handler(LoggingHandler):
 class Logs:
     """Installs and removes both halves: records to OpenTelemetry, ids onto records."""
 
-    def __init__(self, logger_provider: Any) -> None:
+    def __init__(self, logger_provider: Any, *, theirs: bool) -> None:
         self.handler = _Handler(logger_provider=logger_provider)
+        self._theirs = theirs  # the provider is the program's: a handler of its own may feed it
         self._original: Any = None
         self._ours: Any = None
         self._factory: Any = None
         self._our_factory: Any = None
 
+    def use(self, logger_provider: Any) -> None:
+        """Send to this provider, which the program has set, what no OpenTelemetry handler of its own sends there."""
+        self.handler = _Handler(logger_provider=logger_provider)
+        self._theirs = True
+
     def install(self) -> None:
         """Start."""
         original = self._original = logging.Logger.callHandlers
-        handler = self.handler
+        logs = self
 
         @functools.wraps(original)
         def callHandlers(self: logging.Logger, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
             original(self, record)
-            if not record.name.startswith(_OURS):
+            if not record.name.startswith(_UNHEARD):
                 try:
-                    handler.emit(record)
+                    if not (logs._theirs and _has_handler(self)):
+                        logs.handler.emit(record)
                 except Exception:  # noqa: BLE001 - the law: never break the program
                     swallow("passing on a log record")
 
@@ -90,3 +98,12 @@ class Logs:
             logging.Logger.callHandlers = self._original  # type: ignore[method-assign]
         if logging.getLogRecordFactory() is self._our_factory:
             logging.setLogRecordFactory(self._factory)
+
+
+def _has_handler(logger: logging.Logger | None) -> bool:
+    """Whether a handler that `callHandlers` just called is one that passes records on to OpenTelemetry."""
+    while logger is not None:
+        if any(type(h).__name__ == "LoggingHandler" for h in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False

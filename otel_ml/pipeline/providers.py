@@ -20,9 +20,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_ml.errors import SettingsError
+from otel_ml.pipeline.ids import SystemIds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.sdk.metrics.view import View
     from opentelemetry.sdk.resources import Resource
@@ -111,78 +112,118 @@ def _component(names: Sequence[str], signal: Any) -> list[Any]:
 
 
 class Providers:
-    """The three providers everything leaves through."""
+    """The three providers everything leaves through; `made` names the signals whose provider is ours."""
 
-    def __init__(self, tracer: Any, meter: Any, logger: Any, *, made: bool) -> None:
+    def __init__(self, tracer: Any, meter: Any, logger: Any, *, made: set[str]) -> None:
         self.tracer = tracer
         self.meter = meter
         self.logger = logger
         self.made = made
-        self.readers: list[MetricReader] = []
+        self._left: list[Any] = []  # ours, where the program has since set its own
+        self._readers: list[MetricReader] = []
+        self._kept: list[Any] = []  # the store's own processors
+        self._writer: Any = None
+        self._stored: set[str] = set()
 
     @classmethod
     def make(cls, resource: Resource, exporters: Mapping[str, Sequence[str]], views: Sequence[View]) -> Providers:
-        """Build SDK providers with these exporters and set them globally."""
-        tracer = TracerProvider(resource=resource, shutdown_on_exit=False)
-        for exporter in _component(exporters["traces"], "traces"):
-            tracer.add_span_processor(BatchSpanProcessor(_Spans(exporter()), schedule_delay_millis=_delay("BSP")))
-        readers: list[MetricReader] = []
-        for component in _component(exporters["metrics"], "metrics"):
-            if issubclass(component, MetricReader):
-                readers.append(component())
-            else:
-                readers.append(_periodic(_Metrics(component())))
-        meter = MeterProvider(readers, resource=resource, views=views, shutdown_on_exit=False)
-        logger = LoggerProvider(resource=resource, shutdown_on_exit=False)
-        for log_exporter in _component(exporters["logs"], "logs"):
-            logger.add_log_record_processor(
-                BatchLogRecordProcessor(_Logs(log_exporter()), schedule_delay_millis=_delay("BLRP"))
-            )
-        trace.set_tracer_provider(tracer)
-        metrics.set_meter_provider(meter)
-        _logs.set_logger_provider(logger)
-        return cls(tracer, meter, logger, made=True)
+        """The SDK providers that the program or its distribution has set; for each that is not, one of ours, set."""
+        providers = cls(
+            trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider(), made=set()
+        )
+        if not isinstance(providers.tracer, TracerProvider):
+            providers.tracer = _tracer_provider(resource, _component(exporters["traces"], "traces"))
+            providers.made.add("traces")
+            trace.set_tracer_provider(providers.tracer)
+        if not isinstance(providers.meter, MeterProvider):
+            providers.meter = _meter_provider(resource, _component(exporters["metrics"], "metrics"), views)
+            providers.made.add("metrics")
+            metrics.set_meter_provider(providers.meter)
+        if not isinstance(providers.logger, LoggerProvider):
+            providers.logger = _logger_provider(resource, _component(exporters["logs"], "logs"))
+            providers.made.add("logs")
+            _logs.set_logger_provider(providers.logger)
+        return providers
 
-    @classmethod
-    def existing(cls) -> Providers | None:
-        """The program's own SDK providers, when it has set them; None when it has set none."""
-        tracer, meter, logger = trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider()
-        kinds = ((tracer, TracerProvider), (meter, MeterProvider), (logger, LoggerProvider))
-        if not any(isinstance(provider, kind) for provider, kind in kinds):
-            return None
-        return cls(tracer, meter, logger, made=False)
+    def adopt(self, signal: str) -> Any:
+        """The program has set its own provider of this signal: leave through that one, the store as well."""
+        field, current = _GLOBAL[signal]
+        self._left.append(getattr(self, field))
+        provider: Any = current()
+        setattr(self, field, provider)
+        self.made.discard(signal)
+        if signal in self._stored:
+            self._store(signal)
+        return provider
 
     def store(self, writer: Any, signals: set[str]) -> None:
         """Have the local store hear these signals."""
-        if "traces" in signals and hasattr(self.tracer, "add_span_processor"):
-            self.tracer.add_span_processor(
-                BatchSpanProcessor(_Spans(writer.span_exporter), schedule_delay_millis=_DELAY_MS // 2)
-            )
-        if "logs" in signals and hasattr(self.logger, "add_log_record_processor"):
-            self.logger.add_log_record_processor(
-                BatchLogRecordProcessor(_Logs(writer.log_exporter), schedule_delay_millis=_DELAY_MS // 2)
-            )
-        if "metrics" in signals and hasattr(self.meter, "add_metric_reader"):
-            reader = _periodic(_Metrics(writer.metric_exporter))
+        self._writer, self._stored = writer, signals
+        for signal in signals:
+            self._store(signal)
+
+    def _store(self, signal: str) -> None:
+        half = _DELAY_MS // 2
+        if signal == "traces" and hasattr(self.tracer, "add_span_processor"):
+            exporter = _Spans(self._writer.span_exporter)
+            self._kept.append(BatchSpanProcessor(exporter, schedule_delay_millis=half))
+            self.tracer.add_span_processor(self._kept[-1])
+        elif signal == "logs" and hasattr(self.logger, "add_log_record_processor"):
+            log_exporter = _Logs(self._writer.log_exporter)
+            self._kept.append(BatchLogRecordProcessor(log_exporter, schedule_delay_millis=half))
+            self.logger.add_log_record_processor(self._kept[-1])
+        elif signal == "metrics" and hasattr(self.meter, "add_metric_reader"):
+            reader = _periodic(_Metrics(self._writer.metric_exporter))
             self.meter.add_metric_reader(reader)
-            self.readers.append(reader)
+            self._readers.append(reader)
+
+    def end_store(self, timeout_ms: int) -> None:
+        """Bring what is pending to the local store, before anything waits for an endpoint's answer."""
+        for processor in self._kept:
+            processor.force_flush(timeout_ms)
+        while self._readers:
+            # A reader added later is not among those the provider ends itself; this collects once more.
+            self._readers.pop().shutdown(timeout_ms)
 
     def flush(self, timeout_ms: int) -> None:
         """Send what is pending; what the SDK does not bound is bounded by the caller."""
-        for provider in (self.tracer, self.logger, self.meter):
+        for provider in (*self._left, self.tracer, self.logger, self.meter):
             if hasattr(provider, "force_flush"):
                 provider.force_flush(timeout_ms)
-        for reader in self.readers:
-            # A reader added later is not among those the provider flushes itself.
-            reader.collect(timeout_millis=timeout_ms)
 
     def shutdown(self) -> None:
         """End the providers we made, and the readers we added."""
-        for reader in self.readers:
+        for reader in self._readers:
             reader.shutdown()
-        if self.made:
-            for provider in (self.tracer, self.logger, self.meter):
-                provider.shutdown()
+        for provider in (*self._left, *(getattr(self, _GLOBAL[signal][0]) for signal in sorted(self.made))):
+            provider.shutdown()
+
+
+_GLOBAL: dict[str, tuple[str, Callable[[], Any]]] = {
+    "traces": ("tracer", trace.get_tracer_provider),
+    "metrics": ("meter", metrics.get_meter_provider),
+    "logs": ("logger", _logs.get_logger_provider),
+}
+
+
+def _tracer_provider(resource: Resource, exporters: Sequence[Any]) -> TracerProvider:
+    provider = TracerProvider(resource=resource, id_generator=SystemIds(), shutdown_on_exit=False)
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(_Spans(exporter()), schedule_delay_millis=_delay("BSP")))
+    return provider
+
+
+def _meter_provider(resource: Resource, exporters: Sequence[Any], views: Sequence[View]) -> MeterProvider:
+    readers = [e() if issubclass(e, MetricReader) else _periodic(_Metrics(e())) for e in exporters]
+    return MeterProvider(readers, resource=resource, views=views, shutdown_on_exit=False)
+
+
+def _logger_provider(resource: Resource, exporters: Sequence[Any]) -> LoggerProvider:
+    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+    for exporter in exporters:
+        processor = BatchLogRecordProcessor(_Logs(exporter()), schedule_delay_millis=_delay("BLRP"))
+        provider.add_log_record_processor(processor)
+    return provider
 
 
 def _delay(processor: str) -> float:

@@ -64,13 +64,11 @@ class Run:
         self._judge = judge
         self.started = now() - _age_ns() if started is None else started
         self.anchor = Anchor()
-        scope = (names.SCOPE, version("otel-ml"))
-        meter = providers.meter.get_meter(*scope, schema_url=names.SCHEMA_URL)
-        instruments = Instruments(meter, writer.size if writer is not None else _nothing)
+        instruments = Instruments(_meter(providers.meter), writer.size if writer is not None else _nothing)
         self.spans = Spans(identity, self.anchor, steps_per_second=steps_per_second, started=self.started)
-        self.spans.use(trace.get_tracer(*scope, tracer_provider=providers.tracer, schema_url=names.SCHEMA_URL))
+        self.spans.use(_tracer(providers.tracer))
         self.records = Records(self.anchor, rate=points_per_second, burst=points_burst, started=self.started)
-        self.records.use(providers.logger.get_logger(*scope, schema_url=names.SCHEMA_URL))
+        self.records.use(_logger(providers.logger))
         self.totals = RunTotals(
             run_id=identity.run_id,
             run_name=identity.run_name,
@@ -90,21 +88,38 @@ class Run:
             anchor=self.anchor,
         )
         self.drain = Drain(self.telemetry, started=self._begin)
-        self.logs = Logs(providers.logger)
+        self.logs = Logs(providers.logger, theirs="logs" not in providers.made)
         self.pid = os.getpid()
         self.done = threading.Event()
+        self._by_hand = False
         self._token: Any = None
 
     def start(self, *, drain: bool = True) -> None:
         """Begin: attach the live step, hear the program's logs, run the drain unless it is turned by hand."""
         bulk.install()
-        if hasattr(self.providers.tracer, "add_span_processor"):
-            self.providers.tracer.add_span_processor(Marker(self.spans))
+        self._mark()
         self._token = otel_context.attach(trace.set_span_in_context(self.spans.live))
         self.logs.install()
         os.register_at_fork(after_in_child=_forked)
+        self._by_hand = not drain
         if drain:
             self.drain.start()
+
+    def _mark(self) -> None:
+        if hasattr(self.providers.tracer, "add_span_processor"):
+            self.providers.tracer.add_span_processor(Marker(self.spans))
+
+    def adopt(self, signal: str) -> None:
+        """The program has set its own provider of this signal: send through that one from now on."""
+        provider = self.providers.adopt(signal)
+        if signal == "traces":
+            self.spans.use(_tracer(provider))
+            self._mark()
+        elif signal == "metrics":
+            self.telemetry.instruments.use(_meter(provider))
+        else:
+            self.records.use(_logger(provider))
+            self.logs.use(provider)
 
     def detach(self) -> None:
         """Take back what `start()` put into this process and context, after the end."""
@@ -137,27 +152,33 @@ class Run:
         """Close the run on the drain's thread within `timeout_s`; the totals, or None if nothing was ever seen."""
         if os.getpid() != self.pid or self.done.is_set():
             return None
-        self.drain.at_end = lambda: self._finish(error, timeout_s)
-        self.drain.stop()
-        self.drain.start()  # where it was turned by hand
-        self.done.wait(timeout_s)
+        if self._by_hand:  # here, so that an error of ours reaches who turned it
+            self._finish(error, timeout_s)
+        else:
+            self.drain.at_end = lambda: self._finish(error, timeout_s)
+            self.drain.stop()
+            self.done.wait(timeout_s)
         return self.totals if self.drain.active else None
 
     def _finish(self, error: BaseException | None, timeout_s: float) -> None:
+        timeout_ms = int(timeout_s * 1000)
         with guard("the end of the run"):
             self._close(error)
-            if self.drain.active:
-                self.providers.flush(int(timeout_s * 1000))
-                if self.writer is not None:
+        with guard("the end of the local store"):
+            if self.writer is not None:
+                if self.drain.active:
+                    self.providers.end_store(timeout_ms)
                     self.writer.finish(
                         totals=self.totals.to_dict(),
                         ended_unix_ns=self.totals.ended_unix_ns or time.time_ns(),
                         outcome=self.totals.outcome,
                         exit_code=self.totals.exit_code,
                     )
-            self.providers.shutdown()
-            if self.writer is not None:
                 self.writer.close()
+        with guard("the last export"):
+            if self.drain.active:
+                self.providers.flush(timeout_ms)
+            self.providers.shutdown()
         self.done.set()
 
     def _close(self, error: BaseException | None) -> None:
@@ -169,10 +190,10 @@ class Run:
             totals.outcome, totals.exit_code = "failed", 1
         else:
             totals.outcome = "finished"
-        live = recorders.main
+        live = recorders.main or next((r for r in recorders.all if r.state), None)  # it may fail before the first turn
         context = None
         if error is not None:
-            totals.error = text(f"{type(error).__name__}: {error}")[:1000]
+            totals.error = _said(error)[:1000]
             if live is not None and live.state:
                 self.spans.must_keep.add((live.ordinal, live.number))
                 own = self.spans.context(live.number, live.ordinal)
@@ -213,12 +234,33 @@ class Run:
             names.RUN_ID: self.identity.run_id,
             names.STEP_NUMBER: step,
         }
-        said = f"{type(error).__name__}: {text(str(error))}"
-        self.records.event(names.EVENT_EXCEPTION, said, details, at, context=context, severity=SeverityNumber.ERROR)
+        self.records.event(
+            names.EVENT_EXCEPTION, _said(error), details, at, context=context, severity=SeverityNumber.ERROR
+        )
+
+
+_SCOPE = (names.SCOPE, version("otel-ml"))
+
+
+def _tracer(provider: Any) -> Any:
+    return provider.get_tracer(*_SCOPE, schema_url=names.SCHEMA_URL)
+
+
+def _meter(provider: Any) -> Any:
+    return provider.get_meter(*_SCOPE, schema_url=names.SCHEMA_URL)
+
+
+def _logger(provider: Any) -> Any:
+    return provider.get_logger(*_SCOPE, schema_url=names.SCHEMA_URL)
 
 
 def _json(totals: RunTotals) -> str:
     return json.dumps(dataclasses.asdict(totals))
+
+
+def _said(error: BaseException) -> str:
+    message = text(str(error))
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _nothing() -> None:

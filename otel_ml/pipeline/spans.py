@@ -135,7 +135,7 @@ class Spans:
                 flags |= TraceFlags.SAMPLED
         return SpanContext(
             trace_id,
-            step_span_id(identity.run_id, identity.attempt, number, identity.rank or 0, ordinal),
+            step_span_id(identity.run_id, identity.attempt, number, identity.process, ordinal),
             is_remote=False,
             trace_flags=TraceFlags(flags),
             trace_state=state,
@@ -145,7 +145,7 @@ class Spans:
         identity = self.identity
         return (
             run_trace_id(identity.run_id, identity.attempt),
-            step_span_id(identity.run_id, identity.attempt, _RUN_STEP - segment, identity.rank or 0, 0),
+            step_span_id(identity.run_id, identity.attempt, _RUN_STEP - segment, identity.process, 0),
         )
 
     def _run_link(self) -> Link:

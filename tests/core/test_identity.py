@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -163,6 +164,16 @@ def test_ids_are_the_same_everywhere() -> None:
     assert step_span_id("mine", 0, 412, 3, 1) == 0x6BA5ED807D76416C
 
 
+def test_processes_without_a_rank_differ() -> None:
+    """Processes of one run that have no rank are told apart; where there is one, it is the rank."""
+    environ = {"OTEL_ML_RUN_ID": "mine"}
+    here = resolve(environ, ["train.py"])
+    there = replace(here, instance_id="another")
+    assert here.process != there.process
+    assert 0 <= min(here.process, there.process) <= max(here.process, there.process) < 2**56
+    assert resolve({**environ, "RANK": "3"}, ["train.py"]).process == 3
+
+
 def test_ids_differ() -> None:
     """Runs, attempts, steps, ranks and threads all tell ids apart, and none is zero or too wide."""
     runs, attempts, steps = ("a", "b", "1/a"), (0, 1), range(-2, 50)
@@ -170,7 +181,7 @@ def test_ids_differ() -> None:
     traces += [step_trace_id(r, a, s) for r, a, s in product(runs, attempts, steps)]
     spans = [
         step_span_id(r, a, s, rank, thread)
-        for r, a, s, rank, thread in product(runs, attempts, steps, (None, 0, 1), (0, 1, 2**64 - 1))
+        for r, a, s, rank, thread in product(runs, attempts, steps, (0, 1, 2**55), (0, 1, 2**64 - 1))
     ]
     assert len(set(traces)) == len(traces)
     assert len(set(spans)) == len(spans)
