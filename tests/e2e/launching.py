@@ -80,10 +80,12 @@ def totals(directory: Path) -> RunTotals:
 
 
 def step_records(directory: Path) -> list[dict[str, Any]]:
-    """The step records, one a step, whether they came singly or as columns."""
+    """The step records, one a step or a bin of `ml.step.stride`, whether they came singly or as columns."""
     rows = [dict(log.attributes) for log in recorded(directory).logs(event="ml.step")]
     for log in recorded(directory).logs(event="ml.steps"):
         columns = {k: v for k, v in log.attributes.items() if isinstance(v, list)}
         count = len(columns["ml.step.number"])
-        rows.extend({k: v[n] for k, v in columns.items() if v[n] is not None} for n in range(count))
+        stride = log.attributes["ml.step.stride"]
+        known = ({k: v[n] for k, v in columns.items() if v[n] is not None} for n in range(count))
+        rows.extend({**row, "ml.step.stride": stride} if stride != 1 else row for row in known)
     return sorted(rows, key=lambda row: row["ml.step.number"])

@@ -11,14 +11,9 @@ from tests.e2e.launching import LAUNCHERS, PROGRAMS, launch, plainly, step_recor
 if TYPE_CHECKING:
     from pathlib import Path
 
-SPECIAL = {"terminated", "interrupt", "timed", "fast", "compile_inductor"}
+# Those with a test of their own, here or beside this file.
+SPECIAL = {"terminated", "interrupt", "timed", "fast", "compile_inductor", "own_providers", "observed"}
 ORDINARY = sorted(p.stem for p in PROGRAMS.glob("*.py") if p.stem not in SPECIAL)
-
-
-@pytest.fixture(scope="session")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for what the plain runs write."""
-    return tmp_path_factory.mktemp("plain")
 
 
 def counted(directory: Path, truth: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,7 @@ logging.basicConfig(level=logging.INFO, handlers=[LoggingHandler(logger_provider
 torch.manual_seed(0)
 model = nn.Linear(8, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+log = logging.getLogger("own")
 tracer = trace.get_tracer("own")
 counter = metrics.get_meter("own").create_counter("own.steps")
 steps = 5
@@ -60,7 +61,7 @@ for step in range(steps):
     loss = nn.functional.mse_loss(model(torch.randn(4, 8)), torch.randn(4, 1))
     with tracer.start_as_current_span("own"):
         loss.backward()
-    logging.info("after %d", step)
+    log.info("after %d", step)
     optimizer.step()
     counter.add(1)
     print("loss", step, repr(loss.item()))
