@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 
 if TYPE_CHECKING:
@@ -15,16 +16,32 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, SpanKind, TraceState
     from opentelemetry.util.types import Attributes
 
-__all__ = ["OneShotIds", "RememberingSampler"]
+__all__ = ["OneShotIds", "RememberingSampler", "SystemIds"]
 
 _REMEMBERED = 4096
+
+
+class SystemIds(IdGenerator):
+    """Random ids from the system's source: the SDK's own draw from `random`, whose seed and state are the user's."""
+
+    def generate_trace_id(self) -> int:
+        """128 random bits."""
+        return int.from_bytes(os.urandom(16), "big") or 1
+
+    def generate_span_id(self) -> int:
+        """64 random bits."""
+        return int.from_bytes(os.urandom(8), "big") or 1
+
+    def is_trace_id_random(self) -> bool:
+        """True."""
+        return True
 
 
 class OneShotIds(IdGenerator):
     """The next span gets the ids set here; all others those of the provider's own generator."""
 
     def __init__(self, original: IdGenerator) -> None:
-        self.original = original
+        self.original = SystemIds() if type(original) is RandomIdGenerator else original
         self.trace_id: int | None = None
         self.span_id: int | None = None
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.metrics.view import View
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 __all__ = ["Providers"]
 
@@ -62,6 +63,36 @@ class _Spans(_OfOneProcess, SpanExporter):
 class _Logs(_OfOneProcess, LogRecordExporter):
     def export(self, batch: Any) -> Any:
         return self.inner.export(batch) if self._ours() else LogRecordExportResult.SUCCESS
+
+
+class _SpanBatches(BatchSpanProcessor):
+    """Gathers spans in its own process; in a forked child it has no thread and gathers nothing."""
+
+    def __init__(self, exporter: SpanExporter, delay_ms: float) -> None:
+        super().__init__(_Spans(exporter), schedule_delay_millis=delay_ms)
+        _stay_home(self._batch_processor)
+
+
+class _LogBatches(BatchLogRecordProcessor):
+    """Gathers log records in its own process; in a forked child it has no thread and gathers nothing."""
+
+    def __init__(self, exporter: LogRecordExporter, delay_ms: float) -> None:
+        super().__init__(_Logs(exporter), schedule_delay_millis=delay_ms)
+        _stay_home(self._batch_processor)
+
+
+def _stay_home(batch: Any) -> None:
+    """The SDK starts its thread anew in a forked child: let that one end at once, and nothing wait for it."""
+    home, worker, emit = os.getpid(), batch.worker, batch.emit
+    batch.worker = lambda: worker() if os.getpid() == home else None
+    batch.emit = lambda data: emit(data) if os.getpid() == home else None
+
+
+class _Reader(PeriodicExportingMetricReader):
+    """Collects in its own process; a forked child would send its parent's totals again."""
+
+    def _at_fork_reinit(self) -> None:
+        """Start no thread."""
 
 
 class _Metrics(_OfOneProcess, MetricExporter):
@@ -165,12 +196,10 @@ class Providers:
     def _store(self, signal: str) -> None:
         half = _DELAY_MS // 2
         if signal == "traces" and hasattr(self.tracer, "add_span_processor"):
-            exporter = _Spans(self._writer.span_exporter)
-            self._kept.append(BatchSpanProcessor(exporter, schedule_delay_millis=half))
+            self._kept.append(_SpanBatches(self._writer.span_exporter, half))
             self.tracer.add_span_processor(self._kept[-1])
         elif signal == "logs" and hasattr(self.logger, "add_log_record_processor"):
-            log_exporter = _Logs(self._writer.log_exporter)
-            self._kept.append(BatchLogRecordProcessor(log_exporter, schedule_delay_millis=half))
+            self._kept.append(_LogBatches(self._writer.log_exporter, half))
             self.logger.add_log_record_processor(self._kept[-1])
         elif signal == "metrics" and hasattr(self.meter, "add_metric_reader"):
             reader = _periodic(_Metrics(self._writer.metric_exporter))
@@ -207,10 +236,16 @@ _GLOBAL: dict[str, tuple[str, Callable[[], Any]]] = {
 
 
 def _tracer_provider(resource: Resource, exporters: Sequence[Any]) -> TracerProvider:
-    provider = TracerProvider(resource=resource, id_generator=SystemIds(), shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=_id_generator())
     for exporter in exporters:
-        provider.add_span_processor(BatchSpanProcessor(_Spans(exporter()), schedule_delay_millis=_delay("BSP")))
+        provider.add_span_processor(_SpanBatches(exporter(), _delay("BSP")))
     return provider
+
+
+def _id_generator() -> IdGenerator:
+    """What OTEL_PYTHON_ID_GENERATOR names; by default not the SDK's, which draws from the program's `random`."""
+    name = sdk._get_id_generator()  # noqa: SLF001 - the SDK's own reading of the variable
+    return SystemIds() if name == "random" else sdk._import_id_generator(name)  # noqa: SLF001
 
 
 def _meter_provider(resource: Resource, exporters: Sequence[Any], views: Sequence[View]) -> MeterProvider:
@@ -221,8 +256,7 @@ def _meter_provider(resource: Resource, exporters: Sequence[Any], views: Sequenc
 def _logger_provider(resource: Resource, exporters: Sequence[Any]) -> LoggerProvider:
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
     for exporter in exporters:
-        processor = BatchLogRecordProcessor(_Logs(exporter()), schedule_delay_millis=_delay("BLRP"))
-        provider.add_log_record_processor(processor)
+        provider.add_log_record_processor(_LogBatches(exporter(), _delay("BLRP")))
     return provider
 
 
@@ -232,4 +266,4 @@ def _delay(processor: str) -> float:
 
 def _periodic(exporter: MetricExporter) -> PeriodicExportingMetricReader:
     interval = os.environ.get("OTEL_METRIC_EXPORT_INTERVAL")
-    return PeriodicExportingMetricReader(exporter, export_interval_millis=float(interval or _METRICS_MS))
+    return _Reader(exporter, export_interval_millis=float(interval or _METRICS_MS))

@@ -47,6 +47,8 @@ _TURNS = frozenset({r.STEP, r.SCALER})
 _WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.STEP, r.SCALER})  # events whose `a` says which object
 _NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP})
 _TOKENS_SHIFT = 32
+_UNTRAINED = 16  # forwards with grad that wait for a first backward
+_PENDING = 256  # events without a turn, at which evaluations among them are looked for
 _MASK = (1 << _TOKENS_SHIFT) - 1
 
 
@@ -138,7 +140,7 @@ class Tracker:
         self.out: list[Output] = []
         self.loose: list[Item] = []  # compiles and checkpoints outside a step, until their container ends
         self.last_end = 0
-        self._pending_eval: list[Item] = []
+        self._aside: Evaluation | None = None  # forwards that belong to no step, so far
 
     # --- input -----------------------------------------------------------------------
 
@@ -214,6 +216,24 @@ class Tracker:
         if not self.items and code not in _OPENERS:
             return
         self._insert(item)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Hold no more of what has not become a step than a step could be made of.
+
+        A process that only ever calls a model, with grad on, serves: its calls leave when
+        there are many. The batches of an evaluation are put aside.
+        """
+        items = self.items
+        if not self.trains:
+            while len(items) > _UNTRAINED and items[0].code in (r.FORWARD, r.FETCH):
+                self._serve(items.pop(0))
+        elif len(items) > _PENDING and not self.round and len(items) % _PENDING == 0:
+            self._split_evaluation()
+
+    def _serve(self, item: Item) -> None:
+        if item.code == r.FORWARD:
+            self.out.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None))
 
     def _forward_nograd(self, item: Item) -> None:
         if not self.trains:
@@ -223,8 +243,9 @@ class Tracker:
             self._close_at(item.start, len(self.items))
         if self.items:
             self._insert(item)
+            self._bound()
         else:
-            self._pending_eval.append(item)
+            self._put_aside([item])
 
     def _turn(self, item: Item) -> None:
         self.built()
@@ -276,17 +297,28 @@ class Tracker:
     def _open(self) -> None:
         self._flush_evaluation()
 
+    def _put_aside(self, items: list[Item]) -> None:
+        """Add these forwards, and the fetches among them, to the evaluation that is going on."""
+        calls = sum(1 for i in items if i.code in (r.FORWARD, r.FORWARD_NOGRAD))
+        known = self._aside
+        if known is None:
+            self._aside = Evaluation(items[0].start, items[-1].end, calls, self.number)
+        else:
+            known.end = items[-1].end
+            known.calls += calls
+
     def _flush_evaluation(self) -> None:
-        calls = [i for i in self._pending_eval if i.code == r.FORWARD_NOGRAD]
-        if calls:
-            first, last = self._pending_eval[0], self._pending_eval[-1]
-            self.out.append(Evaluation(first.start, last.end, len(calls), self.number))
-        self._pending_eval = []
+        if self._aside is not None and self._aside.calls:
+            self.out.append(self._aside)
+        self._aside = None
 
     def _leave_open(self) -> None:
-        """The open items never became a step; forwards without a backward were an evaluation."""
-        if any(i.code == r.FORWARD_NOGRAD for i in self.items):
-            self._pending_eval.extend(self.items)
+        """The open items never became a step; forwards without a backward were an evaluation, or calls."""
+        if not self.trains:
+            for item in self.items:
+                self._serve(item)
+        elif any(i.code == r.FORWARD_NOGRAD for i in self.items):
+            self._put_aside(self.items)
         self.items = []
         self.round = set()
         self.candidate = None
@@ -309,8 +341,7 @@ class Tracker:
             if quiet and not any(items[n].code in (r.FORWARD, r.ZERO_GRAD) for n in range(quiet[-1])):
                 cut = quiet[-1] + 1
         if cut:
-            self._pending_eval.extend(items[:cut])
-            self._flush_evaluation()
+            self._put_aside(items[:cut])
             del items[:cut]
 
     def _close_manual(self, end: int) -> None:
@@ -334,6 +365,7 @@ class Tracker:
     def _emit(self, end: int, items: list[Item], outcome: str) -> None:
         self.items = items
         self._split_evaluation()
+        self._flush_evaluation()
         items = self.items
         if not items:
             return
@@ -344,7 +376,7 @@ class Tracker:
 
     def signature(self) -> tuple[Any, ...] | None:
         """The state without its times; None where more than the open step is on its way."""
-        if self._pending_eval or self.loose or any(i.inside for i in self.items):
+        if self._aside or self.loose or any(i.inside for i in self.items):
             return None
         which = tuple((i.code, i.a if i.code in _WHICH else None) for i in self.items)
         return which, self.candidate, frozenset(self.round), len(self.roots), self.by_hand

@@ -284,6 +284,39 @@ def test_inference() -> None:
     assert shape(track("quiet 0 5\nquiet 6 9")) == [("call", 0, 5), ("call", 6, 9)]
 
 
+def test_inference_with_grad_on() -> None:
+    """A process that never trains serves calls, also with grad on; few of them are ever held back."""
+    tracker = Tracker()
+    most = 0
+    for n in range(1000):
+        tracker.feed(r.FETCH, 20 * n, 20 * n + 5, 4, -1)
+        tracker.feed(r.FORWARD, 20 * n + 5, 20 * n + 15, 0, 4)
+        most = max(most, len(tracker.items))
+    tracker.finish()
+
+    assert tracker.out == [Call(20 * n + 5, 20 * n + 15, 0, 4) for n in range(1000)]
+    assert most <= 32
+
+
+def test_long_evaluation() -> None:
+    """An evaluation of any length, with or without grad, is one finding, and its batches are not all held."""
+    tracker = Tracker()
+    for code, start, end, a in ((r.FORWARD, 0, 1, 0), (r.BACKWARD, 1, 2, 1.0), (r.STEP, 2, 3, 0)):
+        tracker.feed(code, start, end, a, None if code != r.FORWARD else 4)
+    most = 0
+    for n in range(1, 3000):
+        tracker.feed(r.FETCH, 10 * n, 10 * n + 2, 4, -1)
+        tracker.feed(r.FORWARD_NOGRAD if n < 1500 else r.FORWARD, 10 * n + 2, 10 * n + 8, 0, 4)
+        most = max(most, len(tracker.items))
+    tracker.feed(r.FETCH, 30_000, 30_002, 4, -1)
+    for code, start, end, a in ((r.FORWARD, 2, 3, 0), (r.BACKWARD, 3, 4, 1.0), (r.STEP, 4, 5, 0)):
+        tracker.feed(code, 30_000 + start, 30_000 + end, a, None if code != r.FORWARD else 4)
+    tracker.finish()
+
+    assert shape(tracker.out) == [(0, 0, 10, "ok"), ("evaluation", 10, 29_998, 2999), (1, 30_000, 30_005, "ok")]
+    assert most <= 512
+
+
 def test_nested_roots_and_recomputation() -> None:
     """A root inside a root, and forwards recomputed during backward, are counted once."""
     found = track("""
