@@ -165,16 +165,25 @@ def shutdown() -> None:
     run, chosen = current, _settings
     if run is None or chosen is None:
         return
-    with guard("the end of the run"):
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        guard("the end of the run"),
+    ):  # a Ctrl-C ends our wait, and nothing else
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         totals = run.finish(error, chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store
-        if totals is not None and chosen.summary and not launched and not run.identity.local_rank:
+        if totals is not None and chosen.summary and not (launched or run.identity.local_rank or _has_parent()):
             from otel_ml.summary import print_totals
 
             print_totals([totals], sys.stderr)
     if type(getattr(sys, "last_value", None)) is KeyboardInterrupt:
         _die_of_interrupt()
+
+
+def _has_parent() -> bool:
+    """Whether `multiprocessing` made this process: the run's summary is its parent's."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
 
 
 def _die_of_interrupt() -> None:

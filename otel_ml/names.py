@@ -41,6 +41,10 @@ class Name(str):
         self.doc = doc
         return self
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """A copy, wherever it is made (exporters deep-copy attributes), is plain text."""
+        return str, (str(self),)
+
 
 class Attribute(Name):
     """The key of an attribute."""
@@ -176,6 +180,9 @@ SPAN_DATA_WAIT = Span("data_wait", "Waiting for the next batch.")
 SPAN_FORWARD = Span("forward", "From the root forward's start to backward's start.")
 SPAN_BACKWARD = Span("backward", "The backward pass.")
 SPAN_OPTIMIZER = Span("optimizer", "zero_grad, clipping, scaling and the optimizer's step.")
+
+# The values of ml.phase, and the ends of ml.step.phase.<phase>: h2d and collective are still to come.
+PHASES = ("data_wait", "forward", "backward", "optimizer", "compile", "checkpoint", "residual")
 
 # --- events ------------------------------------------------------------------------------
 EVENT_RUN_STARTED = Event("ml.run.started", "A process of the run did its first step or call.")

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from otel_ml import names
 from otel_ml.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -113,6 +115,23 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
+def _metrics(kind: str | None = None) -> Callable[[str], tuple[str, ...]]:
+    known = [metric.name for metric in names.METRICS.values() if kind in (None, metric.kind)]
+
+    def parse(text: str) -> tuple[str, ...]:
+        wanted = _names(text)
+        for pattern in wanted:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                import difflib
+
+                near = difflib.get_close_matches(pattern, known, n=1)
+                message = f"no {kind or 'metric'} of ours matches {pattern}"
+                raise ValueError(f"{message} (did you mean {near[0]}?)" if near else message)
+        return wanted
+
+    return parse
+
+
 def _data_folder(environ: Mapping[str, str]) -> str:
     """Where this user's data goes when nobody says: XDG's place, else one that always exists."""
     shared = environ.get("XDG_DATA_HOME", "")
@@ -203,10 +222,10 @@ class Settings:
     )
     strict: bool = _setting("STRICT", "0", _flag, "1 raises errors of ours instead of logging them.", example="1")
     views_drop: tuple[str, ...] = _setting(
-        "VIEWS_DROP", "", _names, "Metrics that are not made, with commas.", example="ml.training.grad_norm"
+        "VIEWS_DROP", "", _metrics(), "Metrics that are not made, with commas.", example="ml.training.grad_norm"
     )
     views_exponential: tuple[str, ...] = _setting(
-        "VIEWS_EXPONENTIAL", "", _names, "Histograms with exponential buckets, with commas.",
+        "VIEWS_EXPONENTIAL", "", _metrics("histogram"), "Histograms with exponential buckets, with commas.",
         example="ml.training.step.duration",
     )  # fmt: skip
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)

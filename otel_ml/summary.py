@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from otel_ml.store.ending import Ending
     from otel_ml.totals import LossCurve, RunTotals
 
 __all__ = ["console_for", "literal", "number", "print_run", "print_totals", "size", "to_json"]
@@ -41,37 +42,33 @@ OTHERS_SHOWN = 8  # lines for other processes before the rest is one line
 ERROR_LINES = 3
 
 
-def print_run(
-    directory: Path,
-    run_id: str,
-    *,
-    exit_code: int | None = None,
-    signal: int | None = None,
-    file: TextIO | None = None,
-) -> None:
+def print_run(directory: Path, run_id: str, *, ending: Ending, file: TextIO | None = None) -> None:
     """Print what the store holds of a run, or nothing where it holds no such run.
 
-    `exit_code` and `signal` are what the launcher saw of its child; they overrule what the
-    program could say of its own end.
+    `ending` is what the launcher saw of its child; it overrules what the program could say of its own end.
     """
     from otel_ml.store.reader import RunReader, read_run
     from otel_ml.store.schema import run_folder
 
     run = read_run(run_folder(directory, run_id))
     if run is not None:
-        _print(_merged(RunReader(run).totals(), exit_code, signal), file, whole=True)
+        _print(_merged(RunReader(run).totals(), ending), file, whole=True)
 
 
-def print_totals(totals: Sequence[RunTotals], file: TextIO | None = None, *, whole: bool = False) -> None:
+def print_totals(
+    totals: Sequence[RunTotals], file: TextIO | None = None, *, whole: bool = False, ending: Ending | None = None
+) -> None:
     """Print the totals of a run's processes, to stderr unless told otherwise; nothing where there are none.
+
+    `ending` is what the launcher saw of the program's end, if it had one.
 
     `whole` says that `totals` are all that is to be had, so that a rank that is not among them is missing;
     a process that prints its own at exit knows nothing of the others.
     """
-    _print(_merged(totals), file, whole=whole)
+    _print(_merged(totals, ending), file, whole=whole)
 
 
-def to_json(totals: Sequence[RunTotals]) -> str:
+def to_json(totals: Sequence[RunTotals], ending: Ending | None = None) -> str:
     """A run as JSON text. The keys are stable; a new one may come, none goes or changes its meaning.
 
     `schema`: 1.
@@ -83,7 +80,7 @@ def to_json(totals: Sequence[RunTotals]) -> str:
     `processes`: one object a process, the one that the summary shows first; keys in `otel_ml/totals.py`.
     What is not known is null.
     """
-    run = _merged(totals)
+    run = _merged(totals, ending)
     if run is None:
         return json.dumps({"schema": 1, "run": None, "rates": None, "diagnosis": None, "processes": []}, indent=2)
     shown = run.shown
@@ -168,7 +165,7 @@ class _Merged:
     error_from: RunTotals | None  # where it is another process's
 
 
-def _merged(totals: Sequence[RunTotals], exit_code: int | None = None, signal: int | None = None) -> _Merged | None:
+def _merged(totals: Sequence[RunTotals], ending: Ending | None = None) -> _Merged | None:
     """Choose the process to show: the last attempt's lowest rank; of several, the last one that trained or served."""
     if not totals:
         return None
@@ -179,10 +176,12 @@ def _merged(totals: Sequence[RunTotals], exit_code: int | None = None, signal: i
     rest.sort(key=lambda t: (-t.attempt, t.rank or 0, t.started_unix_ns, t.pid))
     now = [t for t in (shown, *rest) if t.attempt == shown.attempt]
     outcome, culprit = shown.outcome, None
+    exit_code, signal = (ending.exit_code, ending.signal) if ending is not None else (None, None)
     if signal is not None:
         outcome, exit_code = "interrupted" if signal == signals.SIGINT else "killed", None
     elif exit_code is not None:
-        ended_badly = outcome in ("failed", "interrupted", "killed")
+        # Alone, a process without a goodbye that has an exit code left by `os._exit`: nobody killed it.
+        ended_badly = outcome in ("failed", "interrupted") or (outcome == "killed" and bool(rest))
         outcome = "finished" if exit_code == 0 else outcome if ended_badly else "failed"
     else:
         exit_code, signal = shown.exit_code, shown.signal
@@ -608,10 +607,11 @@ def _warnings(run: _Merged, *, whole: bool) -> Iterable[str]:
 
 
 def _footer(page: _Page, shown: RunTotals) -> None:
-    share = _over(shown.drain_cpu_s, shown.duration_s)
-    own = f"{seconds(shown.drain_cpu_s)} of CPU" + (f" ({percent(share)} of the run)" if share is not None else "")
-    dropped = f"{shown.records_dropped:,} dropped" if shown.records_dropped else "none dropped"
-    page.row("our cost", page.text((f"{own}, {shown.records:,} records, {dropped}", "dim")))
+    if shown.drain_cpu_s is not None:
+        share = _over(shown.drain_cpu_s, shown.duration_s)
+        own = f"{seconds(shown.drain_cpu_s)} of CPU" + (f" ({percent(share)} of the run)" if share is not None else "")
+        dropped = f"{shown.records_dropped:,} dropped" if shown.records_dropped else "none dropped"
+        page.row("our cost", page.text((f"{own}, {shown.records:,} records, {dropped}", "dim")))
     if shown.run_id:
         # Never wrapped: it is there to be copied.
         command = page.text(("  next".ljust(KEY_WIDTH), "dim"))

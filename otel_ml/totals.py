@@ -76,7 +76,7 @@ class RunTotals:
     records: int = 0
     records_dropped: int = 0
     errors: int = 0
-    drain_cpu_s: float = 0.0
+    drain_cpu_s: float | None = 0.0  # None: killed before it was first told, with `records`
     thinned: bool = False  # the step curve was thinned; counters and histograms are exact
     verdict: str | None = None
     evidence: str | None = None

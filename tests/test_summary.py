@@ -15,6 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from rich.cells import cell_len
 
 from otel_ml import summary
+from otel_ml.store.ending import Ending
 from otel_ml.store.writer import StoreWriter
 from otel_ml.summary import literal, number, print_run, print_totals, rate, size, to_json
 from otel_ml.totals import Distribution, LossCurve, RunTotals
@@ -339,7 +340,7 @@ def test_the_launcher_knows_how_its_child_ended(
     outcome: str, exit_code: int | None, signal: int | None, first_line: str
 ) -> None:
     """What the launcher saw of its child overrules what the program could say of itself."""
-    text = shown(summary._merged([replace(TRAINED, outcome=outcome, exit_code=None)], exit_code, signal))
+    text = shown(summary._merged([replace(TRAINED, outcome=outcome, exit_code=None)], Ending(exit_code, signal, 0)))
     assert text.splitlines()[3].strip() == first_line
 
 
@@ -356,7 +357,7 @@ def test_the_launcher_prints_what_the_store_holds(tmp_path: Path, capsys: pytest
     """One page for all ranks of the run, ended as the launcher saw it; to stderr unless told otherwise."""
     for rank in (1, 0):
         stored(tmp_path, replace(TRAINED, rank=rank, world_size=2, exit_code=None, steps=4000 + rank))
-    print_run(tmp_path, TRAINED.run_id, exit_code=3)
+    print_run(tmp_path, TRAINED.run_id, ending=Ending(3, None, 0))
     printed = capsys.readouterr()
     assert (line(printed.err, "✗"), line(printed.err, "others"), printed.out) == (
         "✗ failed after 3m12s, exit code 3",
@@ -369,7 +370,7 @@ def test_a_child_that_was_killed_left_only_its_rows(tmp_path: Path) -> None:
     """A process that never said goodbye is shown from its rows, killed by the signal that the launcher saw."""
     stored(tmp_path, replace(TRAINED, outcome="running"))
     stream = io.StringIO()
-    print_run(tmp_path, TRAINED.run_id, signal=9, file=stream)
+    print_run(tmp_path, TRAINED.run_id, ending=Ending(None, 9, 0), file=stream)
     assert line(stream.getvalue(), "✗").startswith("✗ killed by signal 9 (SIGKILL) after ")
 
 
@@ -379,8 +380,8 @@ def test_a_run_that_left_nothing_prints_nothing(
 ) -> None:
     """A program that never trained has no summary, and never gets another run's."""
     stored(tmp_path, TRAINED)
-    print_run(tmp_path, run_id, exit_code=0)
-    print_run(tmp_path / "none", run_id, exit_code=0)
+    print_run(tmp_path, run_id, ending=Ending(0, None, 0))
+    print_run(tmp_path / "none", run_id, ending=Ending(0, None, 0))
     assert capsys.readouterr() == ("", "")
 
 
@@ -397,7 +398,7 @@ def test_warnings_are_a_sentence_each() -> None:
         errors=1,
         losses={"": LossCurve()},
     )
-    text = shown(summary._merged([doubtful], None, 9))
+    text = shown(summary._merged([doubtful], Ending(None, 9, 0)))
     assert [line(text, "steps"), line(text, "loss  "), line(text, "our cost")] == [
         "steps       4,000 · 3 skipped · 1 failed",
         "loss        never finite",

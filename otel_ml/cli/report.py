@@ -35,12 +35,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report to stdout, and to stderr what of the run cannot be read."""
-    reader = RunReader(find_run(args.dir or Settings.from_env(os.environ).directory, args.run))
+    found = find_run(args.dir or Settings.from_env(os.environ).directory, args.run)
+    reader = RunReader(found)
     totals = reader.totals()
     if args.json:
-        print(to_json(totals))
+        print(to_json(totals, found.ending))
     else:
-        print_totals(totals, sys.stdout, whole=True)
+        print_totals(totals, sys.stdout, whole=True, ending=found.ending)
     for problem in reader.problems():
         print(f"otel-ml: {literal(problem)}", file=sys.stderr)
     return 0

@@ -18,6 +18,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -74,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"otel-ml: run {identity.run_id}, data in {settings.directory}", file=sys.stderr)
 
     status = _Child(executable, command, environ).wait()
-    if settings.summary and outermost:
-        _print_summary(settings.directory, identity.run_id, status)
+    if outermost and settings.store:
+        _tell(settings.directory, identity.run_id, status, summary=settings.summary)
     return _end_like(status)
 
 
@@ -210,23 +211,27 @@ def _in_foreground() -> bool:
 # --- its end ---------------------------------------------------------------------------------
 
 
-def _print_summary(directory: Path, run_id: str, status: int) -> None:
-    """Print the run's summary; whatever goes wrong costs one line and never the exit code."""
+def _tell(directory: Path, run_id: str, status: int, *, summary: bool) -> None:
+    """Note the run's end and print its summary; whatever goes wrong costs one line and never the exit code."""
     # A Ctrl-C that ended the program is over (ignoring it forgets it); another one ends the summary.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        from otel_ml.summary import print_run
+        from otel_ml.store.ending import Ending, write_ending
+        from otel_ml.store.schema import run_folder
 
         killed = os.WIFSIGNALED(status)
-        print_run(
-            directory,
-            run_id,
+        ending = Ending(
             exit_code=None if killed else os.WEXITSTATUS(status),
             signal=os.WTERMSIG(status) if killed else None,
-            file=sys.stderr,
+            at_unix_ns=time.time_ns(),
         )
+        write_ending(run_folder(directory, run_id), ending)
+        if summary:
+            from otel_ml.summary import print_run
+
+            print_run(directory, run_id, ending=ending, file=sys.stderr)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the program's exit code is at stake
         with contextlib.suppress(OSError, ValueError):  # stderr is gone
             print(f"otel-ml: no summary: {type(error).__name__}: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 from otel_ml.core.recorder import Recorders
@@ -42,7 +43,7 @@ class Registry:
             self.labels.append(f"{name}#{alike + 1}" if alike else name)
             self.facts.append({})
             self.numbers[key] = number
-            self._references[key] = weakref.ref(thing, lambda _, key=key: self._forget(key))  # type: ignore[misc]
+            self._references[key] = weakref.ref(thing, partial(self._forget, key))
         return number
 
     def restart(self) -> None:
@@ -53,7 +54,7 @@ class Registry:
             self.facts.clear()
             self._references.clear()
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, _: object) -> None:
         self.numbers.pop(key, None)
         self._references.pop(key, None)
 

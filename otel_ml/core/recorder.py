@@ -87,6 +87,7 @@ class Recorder:
         "seen",
         "state",
         "steady",
+        "stepping",
         "taken",
         "tracker",
     )
@@ -110,6 +111,7 @@ class Recorder:
         self.steady: Any = None  # the drain's
         self.number = 0
         self.state = CLOSED
+        self.stepping = False  # inside an optimizer's step
         self.seen: set[int] = set()
         self.expected: set[int] = set()
         self.merged_from: set[int] | None = None
@@ -132,11 +134,18 @@ class Recorder:
 
     # --- the online step counter -----------------------------------------------------
 
+    def trains(self) -> bool:
+        """Whether this thread has done more for a step than to fetch its batch."""
+        return self.number > 0 or self.state > FETCHED
+
     def fetching(self) -> int:
         """A batch fetch begins: closes a step that had a turn, opens the next. Returns the state before."""
         before = self.state
         if before >= TURNED:
             self._close(by_candidate=False)
+        elif self.merged_from is not None:  # what the candidate began ends here: it was of the step before
+            self.merged_from = None
+            before = TURNED
         if before != OPEN:
             self.state = FETCHED
         return before
@@ -154,7 +163,8 @@ class Recorder:
         if self.state >= TURNED:
             self._close(by_candidate=False)
             self.state = CLOSED
-        elif self.state == FETCHED:
+        elif self.state == FETCHED or self.merged_from is not None:
+            self.merged_from = None
             self.state = CLOSED
 
     def candidate(self) -> None:
@@ -215,11 +225,14 @@ class Recorders:
         return recorder
 
     def live(self) -> Recorder | None:
-        """The recorder whose step the calling thread is in: its own if it trains, else the first that did."""
+        """The recorder whose step the calling thread is in: its own if it trains, else the first that does.
+
+        A thread that only fetches does not train; `main` is known once the drain has seen a step.
+        """
         mine: Recorder | None = getattr(self.local, "recorder", None)
-        if mine is not None and (mine.number or mine.state):
+        if mine is not None and mine.trains():
             return mine
-        return self.main
+        return self.main or next((r for r in self.all if r.trains()), mine)
 
     def retired(self) -> Iterator[Recorder]:
         """Recorders whose thread has ended and which hold nothing more; they are let go of."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-__all__ = ["enabled", "framework", "frameworks"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["enabled", "framework", "frameworks", "helpers"]
 
 frameworks: dict[str, str] = {}
+helpers: list[Callable[[], bool]] = []
+"""Each says whether this process only prepares data for another: what such a one computes is no run."""
 
 
 def framework(name: str, version: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.errors import swallow
@@ -27,10 +29,21 @@ class Patches:
         self._also.append(remove)
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """Replace `owner.name`; a class's own attribute is told from an inherited one."""
+        """Replace `owner.name`; a class's own attribute is told from an inherited one.
+
+        A function is replaced in the module that defines it as well: it is pickled by that
+        name, which must lead back to the same function.
+        """
         before = vars(owner).get(name, _MISSING)
         setattr(owner, name, value)
         self._done.append((owner, name, before, value))
+        home = sys.modules.get(getattr(before, "__module__", None) or "")
+        if (
+            isinstance(before, FunctionType)
+            and home not in (None, owner)
+            and vars(home).get(before.__qualname__) is before
+        ):
+            self.set(home, before.__qualname__, value)
 
     def attempt(self, label: str, install: Any) -> None:
         """Run one hook's `install()`; one that fails leaves the others working and is reported."""

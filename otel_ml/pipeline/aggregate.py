@@ -89,6 +89,7 @@ class Aggregate:
     def _spent(self, start: int, end: int) -> None:
         if self.first is None:
             self.first = start
+            self.time["startup"] = 0
             self.time["startup"] = max(0, start - self.started - sum(self.time.values()))
         self.accounted = max(self.accounted, end)
 

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import BUILD, WIDTH
@@ -143,6 +144,8 @@ class Drain:
     def _tell(self, recorder: Recorder) -> None:
         out: list[Any] = recorder.tracker.out
         recorder.tracker.out = []
+        if not self.active and any(helps() for helps in runtime.helpers):
+            return
         for found in out:
             if not self.active:
                 self.active = True

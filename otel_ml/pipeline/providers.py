@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 __all__ = ["Providers"]
+
+logger = logging.getLogger("otel_ml")
 
 _DELAY_MS = 1000
 _METRICS_MS = 10_000
@@ -117,29 +120,40 @@ class _Metrics(_OfOneProcess, MetricExporter):
             self.inner.shutdown(timeout_millis=timeout_millis, **kwargs)
 
 
+_PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+_EXTRAS = {"otlp_proto_grpc": "grpc", "prometheus": "prometheus"}
+
+
 def _component(names: Sequence[str], signal: Any) -> list[Any]:
-    resolved = []
+    """The exporters' classes. What cannot be is told and left out, as OTel asks: the rest of the telemetry works."""
+    found = []
     for name in names:
-        if name == "otlp":
-            variable = sdk._PROTOCOL_ENV_BY_SIGNAL_TYPE[signal]  # noqa: SLF001 - the SDK's own table of names
-            protocol = os.environ.get(variable) or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
-            known = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
-            if protocol.strip() not in known:
-                message = f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: not supported; type 'http/protobuf' or 'grpc'."
-                raise SettingsError(message)
-            resolved.append(known[protocol.strip()])
-        else:
-            resolved.append(name)
-    group = {"traces": "traces", "metrics": "metrics", "logs": "logs"}[signal]
+        try:
+            found.append(_exporter(name, signal))
+        except SettingsError as error:  # noqa: PERF203 - two names at most
+            logger.warning("otel-ml: %s", error)
+    return found
+
+
+def _exporter(name: str, signal: Any) -> Any:
+    known = name
+    if name == "otlp":
+        variable = sdk._PROTOCOL_ENV_BY_SIGNAL_TYPE[signal]  # noqa: SLF001 - the SDK's own table of names
+        if not os.environ.get(variable):
+            variable = "OTEL_EXPORTER_OTLP_PROTOCOL"
+        protocol = os.environ.get(variable, "").strip() or "http/protobuf"
+        if protocol not in _PROTOCOLS:
+            message = f"{variable}={protocol}: no {signal} are sent; type 'http/protobuf' or 'grpc'."
+            raise SettingsError(message)
+        known = _PROTOCOLS[protocol]
+    group = f"opentelemetry_{signal}_exporter"
     try:
-        pairs = sdk._import_config_components(resolved, f"opentelemetry_{group}_exporter")  # noqa: SLF001
-    except RuntimeError as error:
-        extras = {"otlp_proto_grpc": "grpc", "prometheus": "prometheus"}
-        extra = next((extras[n] for n in resolved if n in extras), None)
-        hint = f" Type: pip install 'otel-ml[{extra}]'" if extra else ""
-        message = f"{error}.{hint}"
+        ((_, exporter),) = sdk._import_config_components([known], group)  # noqa: SLF001
+    except (RuntimeError, ImportError) as error:
+        missing = f"type: pip install 'otel-ml[{_EXTRAS[known]}]'" if known in _EXTRAS else "is it installed?"
+        message = f"OTEL_{signal.upper()}_EXPORTER={name}: {error}; {missing}"
         raise SettingsError(message) from None
-    return [cls for _, cls in pairs]
+    return exporter
 
 
 class Providers:

@@ -86,16 +86,17 @@ class Records:
             self.budget.take(count, at_ns)
             self._emit(count, 1)
             return
-        self.thinned = True
         stride = stride_for(count, max(1, min(available, _BATCH)))
         whole = count - count % stride
-        self.budget.take(min(whole // stride, available), at_ns)
-        self._emit(whole, stride)
+        if self.budget.take(whole // stride, at_ns) and whole:  # else they wait for more of one or the other
+            self.thinned = True
+            self._emit(whole, stride)
 
     def finish(self, at_ns: int) -> None:
         """Emit everything, the last bin even when it is not full."""
         self.flush(at_ns)
         if self._ends:
+            self.thinned |= len(self._ends) > 1
             self._emit(len(self._ends), len(self._ends))
 
     def _emit(self, count: int, stride: int) -> None:
@@ -141,7 +142,7 @@ def _thin(columns: dict[str, list[Any]], stride: int) -> dict[str, list[Any]]:
             out[key] = [b[0] for b in bins]
         elif key in _SUMMED:
             out[key] = [sum(b) if b else None for b in bins]
-        elif isinstance(next(v for b in bins for v in b), str):
+        elif isinstance(next((v for b in bins for v in b), None), str):
             # One word for several steps: the one that is not as usual.
             out[key] = [next((v for v in b if v != "ok"), b[0]) if b else None for b in bins]
         else:

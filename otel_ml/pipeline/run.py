@@ -64,7 +64,7 @@ class Run:
         self._judge = judge
         self.started = now() - _age_ns() if started is None else started
         self.anchor = Anchor()
-        instruments = Instruments(_meter(providers.meter), writer.size if writer is not None else _nothing)
+        instruments = Instruments(_meter(providers.meter), lambda: (writer and writer.size()) or None)
         self.spans = Spans(identity, self.anchor, steps_per_second=steps_per_second, started=self.started)
         self.spans.use(_tracer(providers.tracer))
         self.records = Records(self.anchor, rate=points_per_second, burst=points_burst, started=self.started)
@@ -261,10 +261,6 @@ def _json(totals: RunTotals) -> str:
 def _said(error: BaseException) -> str:
     message = text(str(error))
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def _nothing() -> None:
-    return None
 
 
 def _forked() -> None:

@@ -146,15 +146,15 @@ class Tracker:
 
     def feed(self, code: int, start: int, end: int, a: Any, b: Any) -> None:
         """Take one event; what it completes is appended to `out`."""
-        inside = self._absorb(start)
+        inside = self._absorb(code, start)
         item = Item(code, start, end, a, b, inside)
+        if inside:
+            # What was taken for an edge inside this event was none: the event began before it.
+            self._forget(inside)
         if code in (r.COMPILE, r.CHECKPOINT):
             self.out.append(Rare(code, start, end, a, self.number if self.items else None))
             (self.items or self.loose).append(item)
             return
-        if inside:
-            # What was taken for an edge inside this event was none: the event began before it.
-            self._forget(inside)
         if code == r.BUILD:
             self.built()
             if self._turned():
@@ -268,11 +268,16 @@ class Tracker:
 
     # --- bookkeeping -----------------------------------------------------------------
 
-    def _absorb(self, start: int) -> tuple[Item, ...]:
-        """Take off the tail what began at or after `start`: it was inside the event that ends now."""
+    def _absorb(self, code: int, start: int) -> tuple[Item, ...]:
+        """Take off the tail what began at or after `start`: it was inside the event that ends now.
+
+        What began and ended at `start` was before it, but for a scaler's step: a clock may be coarse, or stand still.
+        """
         items = self.items
         at = len(items)
-        while at and items[at - 1].start >= start:
+        while at and (last := items[at - 1]).start >= start:
+            if last.end == start and not (code == r.SCALER and last.code == r.STEP):
+                break
             at -= 1
         inside = tuple(items[at:])
         del items[at:]

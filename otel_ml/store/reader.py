@@ -21,11 +21,13 @@ from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 from otel_ml import names
 from otel_ml.errors import StoreError
+from otel_ml.store.ending import FILE, Ending, read_ending
 from otel_ml.store.schema import COLUMNS, MIGRATIONS, SUFFIX, boot_and_start, has_proc, migrate
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
@@ -143,6 +145,7 @@ class Run:
     size_by: int
     steps: int
     problems: tuple[str, ...] = field(default=())
+    ending: Ending | None = None  # what its launcher saw, where it had one and nothing began since
 
 
 # --- finding runs ---------------------------------------------------------------------------
@@ -206,6 +209,11 @@ def read_run(folder: Path) -> Run | None:
         return Run(folder.name, folder.name, "", folder, written, None, "lost", (), size, 0, problems)
     last = [process for process in processes if process.attempt == max(p.attempt for p in processes)]
     state = min((process.state for process in last), key=_WORST.index)
+    ending = read_ending(folder)
+    if ending is not None and (state == "running" or max(p.started_unix_ns for p in processes) > ending.at_unix_ns):
+        ending = None
+    if ending is not None and state in ("killed", "lost"):
+        state = _state_by(ending, alone=len(last) == 1)
     return Run(
         id=processes[0].run_id,
         slug=folder.name,
@@ -218,7 +226,17 @@ def read_run(folder: Path) -> Run | None:
         size_by=sum(stat.st_size for stat in stats),
         steps=_steps_of_run(processes),
         problems=problems,
+        ending=ending,
     )
+
+
+def _state_by(ending: Ending, *, alone: bool) -> State:
+    """What became of a program without a goodbye; of several processes, one may have been killed all the same."""
+    if ending.signal is not None:
+        return "interrupted" if ending.signal == SIGINT else "killed"
+    if not alone:
+        return "killed"
+    return "finished" if ending.exit_code == 0 else "failed"
 
 
 _WORST: tuple[State, ...] = ("running", "failed", "killed", "interrupted", "lost", "finished")
@@ -243,6 +261,7 @@ def delete_run(directory: Path, run: Run) -> None:
         for path in _files(folder):
             for tail in reversed(TAILS):  # the file itself last, so that a failure leaves a run to see
                 Path(f"{path}{tail}").unlink(missing_ok=True)
+        (folder / FILE).unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
     except OSError as error:
@@ -726,7 +745,7 @@ def _rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         records=whole(names.RECORD_COUNT),
         records_dropped=whole(names.RECORD_DROPPED),
         errors=whole(names.ERROR_COUNT),
-        drain_cpu_s=float(series.total(names.DRAIN_DURATION) or 0.0),
+        drain_cpu_s=series.total(names.DRAIN_DURATION),
         thinned=steps.thinned,
         verdict=diagnosis.get(names.DIAGNOSIS_VERDICT),
         evidence=diagnosis.get(names.DIAGNOSIS_EVIDENCE),

@@ -23,7 +23,7 @@ def _environ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("OTEL_ML_STEPS_PER_SECOND", "0.5")
-    monkeypatch.setenv("OTEL_ML_VIEWS_DROP", "a, b")
+    monkeypatch.setenv("OTEL_ML_VIEWS_DROP", "ml.run.*, ml.training.loss")
     monkeypatch.setenv("OTEL_ML_RUN_NAME", f"token={SECRET}")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://ada:{SECRET}@collector:4318")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-key={SECRET}")
@@ -50,7 +50,10 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(described) == ["settings", "otel", "exporters"]
 
 
-SET = {"OTEL_ML_STEPS_PER_SECOND": 0.5, "OTEL_ML_VIEWS_DROP": ["a", "b"], "OTEL_ML_RUN_NAME": "token=****"}
+SET = {
+    "OTEL_ML_STEPS_PER_SECOND": 0.5, "OTEL_ML_VIEWS_DROP": ["ml.run.*", "ml.training.loss"],
+    "OTEL_ML_RUN_NAME": "token=****",
+}  # fmt: skip
 DEFAULTS = {
     "OTEL_ML_ENABLED": True, "OTEL_ML_SUMMARY": True, "OTEL_ML_VERBOSE": False,
     "OTEL_ML_DIR": "/home/ada/.local/share/otel-ml", "OTEL_ML_STORE": True, "OTEL_ML_STORE_RUN_MB": 256,
@@ -68,7 +71,7 @@ def test_tabs(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row for row in rows if row[2] == "env"] == [
         ["OTEL_ML_RUN_NAME", "token=****", "env", SETTINGS["OTEL_ML_RUN_NAME"].doc],
         ["OTEL_ML_STEPS_PER_SECOND", "0.5", "env", SETTINGS["OTEL_ML_STEPS_PER_SECOND"].doc],
-        ["OTEL_ML_VIEWS_DROP", "a,b", "env", SETTINGS["OTEL_ML_VIEWS_DROP"].doc],
+        ["OTEL_ML_VIEWS_DROP", "ml.run.*,ml.training.loss", "env", SETTINGS["OTEL_ML_VIEWS_DROP"].doc],
         ["OTEL_EXPORTER_OTLP_ENDPOINT", "http://****@collector:4318", "env", ""],
         ["OTEL_EXPORTER_OTLP_HEADERS", "****", "env", ""],
     ]

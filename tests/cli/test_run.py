@@ -259,6 +259,7 @@ def test_environment(tmp_path: Path, script: Path, environ: dict[str, str]) -> N
         "OTEL_ML_RUN_NAME": "a run",
         "OTEL_ML_DIR": str(tmp_path / "data"),
         "OTEL_ML_INTERNAL_LAUNCHER": "1",
+        "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "otel,otel_ml",
         "OTEL_PYTHON_DISTRO": "otel_ml",
         "OTEL_PYTHON_CONFIGURATOR": "otel_ml",
     }

@@ -64,6 +64,7 @@ def test_finished_run_is_told_whole(program: Callable[..., Program], runs: Path)
     assert {key: value for key, value in asdict(run).items() if key != "processes"} == {
         "id": "run-1", "slug": "run-1", "name": "digits", "path": path.parent, "started_unix_ns": 1_000_000_000,
         "ended_unix_ns": 2_000_000_000, "state": "finished", "size_by": path.stat().st_size, "steps": 6, "problems": (),
+        "ending": None,
     }  # fmt: skip
     (process,) = run.processes
     assert (process.rank, process.world_size, process.pid, process.host) == (0, 2, os.getpid(), os.uname().nodename)

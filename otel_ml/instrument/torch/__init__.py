@@ -8,11 +8,12 @@ from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 from wrapt import register_post_import_hook
+from wrapt.importer import ImportHookFinder
 
 from otel_ml.core import runtime
 from otel_ml.core.context import Registry
 from otel_ml.core.recorder import Recorder, Recorders
-from otel_ml.errors import swallow
+from otel_ml.errors import guard, swallow
 from otel_ml.instrument.patching import Patches
 
 __all__ = ["TorchInstrumentor", "report"]
@@ -54,6 +55,11 @@ class TorchInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 def _torch_imported(torch: Any) -> None:
     if not _state["on"] or "root forward" in _patches.report:
         return
+    with guard("hooking torch"):  # or it would come out of the program's `import torch`
+        _hook(torch)
+
+
+def _hook(torch: Any) -> None:
     from otel_ml.instrument.torch import (
         autograd,
         checkpoint,
@@ -67,6 +73,7 @@ def _torch_imported(torch: Any) -> None:
     met = (*_methods(Recorder), *_methods(Recorders), *_methods(Registry))
     for function in (values.scalar, values.shape, swallow, *met):
         hidden.hide_deep(function)
+    hidden.hide(vars(ImportHookFinder)["find_spec"])  # runs at every import, also in what is compiled
     roots = modules.Roots(torch, _patches)
     runtime.framework("torch", str(torch.__version__))
     for label, install in (
@@ -88,6 +95,7 @@ def _methods(cls: type) -> list[FunctionType]:
 def _dynamo_imported(utils: Any) -> None:
     if not _state["on"] or "compile" in _patches.report:
         return
-    from otel_ml.instrument.torch import compile as compiling
+    with guard("hooking torch.compile"):
+        from otel_ml.instrument.torch import compile as compiling
 
-    _patches.attempt("compile", lambda: compiling.install(utils, _patches))
+        _patches.attempt("compile", lambda: compiling.install(utils, _patches))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
-from otel_ml.core.recorder import BACKWARD, CLOSED, DONE
+from otel_ml.core.recorder import BACKWARD, OPEN
 from otel_ml.errors import swallow
 from otel_ml.instrument.torch.hidden import hide
 from otel_ml.instrument.torch.values import scalar
@@ -31,7 +31,7 @@ def install(torch: Any, patches: Patches) -> None:
         except AttributeError:
             recorder = recorders.mine()
         state = recorder.state
-        if state == DONE or state == CLOSED:
+        if state != OPEN:
             recorder.candidate()
         loss = None
         try:

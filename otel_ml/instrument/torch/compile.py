@@ -10,6 +10,7 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import COMPILE
 from otel_ml.errors import guard
+from otel_ml.instrument.torch.hidden import hide, hide_deep
 
 if TYPE_CHECKING:
     from otel_ml.instrument.patching import Patches
@@ -36,14 +37,20 @@ def install(utils: Any, patches: Patches) -> None:
 
     @functools.wraps(original)
     def log_compilation_event(metrics: Any) -> Any:
-        with guard("torch.compile"):
-            end = now()
-            microseconds = getattr(metrics, "duration_us", None) or 0
-            reason = getattr(metrics, "recompile_reason", None)
-            name = getattr(metrics, "co_name", None)
-            if name is not None:
-                payload = {"function": name, "reason": reason, "kind": kind(reason) if reason else None}
-                recorders.mine().record(COMPILE, end - int(microseconds) * 1000, end, payload)
+        tell(metrics)
         return original(metrics)
 
-    patches.set(utils, "log_compilation_event", log_compilation_event)
+    hide_deep(tell)
+    patches.set(utils, "log_compilation_event", hide(log_compilation_event))
+
+
+def tell(metrics: Any) -> None:
+    """Record one compilation."""
+    with guard("torch.compile"):
+        end = now()
+        microseconds = getattr(metrics, "duration_us", None) or 0
+        reason = getattr(metrics, "recompile_reason", None)
+        name = getattr(metrics, "co_name", None)
+        if name is not None:
+            payload = {"function": name, "reason": reason, "kind": kind(reason) if reason else None}
+            recorders.mine().record(COMPILE, end - int(microseconds) * 1000, end, payload)

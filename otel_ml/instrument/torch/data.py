@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import FETCH, FETCH_END
@@ -20,8 +21,9 @@ __all__ = ["install"]
 
 def install(torch: Any, patches: Patches) -> None:
     """Time every batch fetch and read the batch's shape."""
-    from torch.utils.data import dataloader
+    from torch.utils.data import dataloader, get_worker_info
 
+    runtime.helpers.append(lambda: get_worker_info() is not None)
     owner = dataloader._BaseDataLoaderIter
     original = owner.__next__
     compiling = torch.compiler.is_dynamo_compiling

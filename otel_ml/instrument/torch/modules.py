@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders, roots
-from otel_ml.core.recorder import CLOSED, DONE, FORWARD, FORWARD_NOGRAD
+from otel_ml.core.recorder import FORWARD, FORWARD_NOGRAD, OPEN
 from otel_ml.errors import guard
 from otel_ml.instrument.torch.hidden import hide, hide_deep, tracing
 
@@ -31,6 +31,7 @@ _QUIET_CALLS = 8  # outermost calls with nothing new before the window closes
 _MAX_ARMINGS = 64  # each arming invalidates the type caches of all Module subclasses
 _MANY = 6  # more roots than this in a window: the model is called through its children
 
+_compiling = sys.modules["torch"].compiler.is_dynamo_compiling
 local = recorders.local
 _depth = threading.local()
 
@@ -42,7 +43,8 @@ class RootSlot:
         self.call = call
 
     def __get__(self, obj: Any, cls: Any = None) -> Any:
-        return None if obj is None else MethodType(self.call, obj)
+        # Dynamo reads the slot of a module that has hooks, and must find there what torch put there.
+        return None if obj is None or _compiling() else MethodType(self.call, obj)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())
@@ -52,7 +54,7 @@ class SharedSlot(RootSlot):
     """On a class of torch's own, shared by roots and submodules: only known roots are recorded."""
 
     def __get__(self, obj: Any, cls: Any = None) -> Any:
-        if obj is None or id(obj) not in roots.numbers:
+        if obj is None or _compiling() or id(obj) not in roots.numbers:
             return None
         return MethodType(self.call, obj)
 
@@ -84,8 +86,11 @@ class Roots:
         modes = torch._C._len_torch_function_stack
         numbers = roots.numbers
         floating = torch.Tensor.is_floating_point
+        is_traced = torch._C._is_tracing
 
         def root_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():  # by torch.jit: a shape read here would be a node in its graph
+                return (self._call_impl if compiled is None else compiled)(*args, **kwargs)
             try:
                 recorder = local.recorder
             except AttributeError:
@@ -94,7 +99,7 @@ class Roots:
             state = recorder.state
             if not grad:
                 recorder.edge()
-            elif state == DONE or state == CLOSED:
+            elif state != OPEN:
                 recorder.candidate()
             size = -1
             if args:
@@ -155,12 +160,13 @@ class Roots:
     def _describe(self, module: Any) -> None:
         number = roots.number(module)
         trainable = frozen = 0
-        for parameter in module.parameters():
-            count = 0 if self.torch.nn.parameter.is_lazy(parameter) else parameter.numel()
-            if parameter.requires_grad:
-                trainable += count
-            else:
-                frozen += count
+        with self.torch._C.DisableTorchFunction():  # whoever watches calls with a mode does not see ours
+            for parameter in module.parameters():
+                count = 0 if self.torch.nn.parameter.is_lazy(parameter) else parameter.numel()
+                if parameter.requires_grad:
+                    trainable += count
+                else:
+                    frozen += count
         inner = getattr(module, "_orig_mod", None)
         name = type(inner if inner is not None else module).__name__
         roots.facts[number].update(name=name, trainable=trainable, frozen=frozen)
@@ -199,6 +205,7 @@ class Roots:
         original = self.module.compile
         in_place = self._in_place
 
+        @functools.wraps(original)
         def compile(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A001 - torch's name
             result = original(self, *args, **kwargs)
             compiled = vars(self).get(SLOT)
@@ -206,8 +213,6 @@ class Roots:
                 vars(self)[SLOT] = in_place(self, compiled)
             return result
 
-        compile.__doc__ = original.__doc__
-        compile.__wrapped__ = original  # type: ignore[attr-defined]
         hide_deep(compile)
         self.patches.set(self.module, "compile", compile)
         self._install_rearming()

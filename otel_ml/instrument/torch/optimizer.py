@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import optimizers, recorders
-from otel_ml.core.recorder import BUILD, CLIP, CLOSED, DONE, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
+from otel_ml.core.recorder import BUILD, CLIP, OPEN, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
 from otel_ml.errors import guard, swallow
 from otel_ml.instrument.torch.hidden import hide, hide_deep
 from otel_ml.instrument.torch.values import scalar
@@ -49,12 +49,17 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
                 recorder = local.recorder
             except AttributeError:
                 recorder = recorders.mine()
+            if recorder.stepping:  # a subclass calls its base's step, a wrapper the wrapped one's: it is one turn
+                return original(self, *args, **kwargs)
+            recorder.stepping = True
             start = now()
             try:
                 result = original(self, *args, **kwargs)
             except BaseException:
                 recorder.record(OPTIMIZER_WORK, start, now())
                 raise
+            finally:
+                recorder.stepping = False
             end = now()
             rate = None
             try:
@@ -79,19 +84,23 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
 
     original_patch = base._patch_step_function
 
+    def constructed(optimizer: Any) -> None:
+        with guard("an optimizer's construction"):
+            adopt(type(optimizer))
+            built()
+            moment = now()
+            recorder = recorders.mine()
+            recorder.edge()
+            recorder.record(BUILD, moment, moment, optimizers.number(optimizer))
+
     @functools.wraps(original_patch)
     def _patch_step_function(self: Any) -> None:
         original_patch(self)
-        with guard("an optimizer's construction"):
-            if not compiling():
-                adopt(type(self))
-                built()
-                moment = now()
-                recorder = recorders.mine()
-                recorder.edge()
-                recorder.record(BUILD, moment, moment, optimizers.number(self))
+        if not compiling():
+            constructed(self)  # dynamo looks at everything that this closure holds: let it be functions alone
 
-    hide_deep(_patch_step_function)
+    hide(_patch_step_function)
+    hide_deep(constructed)
     patches.set(base, "_patch_step_function", _patch_step_function)
 
     original_zero = base.zero_grad
@@ -105,7 +114,7 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
         except AttributeError:
             recorder = recorders.mine()
         state = recorder.state
-        if state == DONE or state == CLOSED:
+        if state != OPEN:
             recorder.candidate()
         start = now()
         try:
@@ -155,6 +164,8 @@ def install_clipping(torch: Any, patches: Patches) -> None:
     hide(_clip_grads_with_norm_)
     _clip_grads_with_norm_._torchdynamo_inline = original_clip  # type: ignore[attr-defined]
     patches.set(module, "_clip_grads_with_norm_", _clip_grads_with_norm_)
+    if vars(torch.nn.utils).get("clip_grads_with_norm_") is original_clip:
+        patches.set(torch.nn.utils, "clip_grads_with_norm_", _clip_grads_with_norm_)
 
 
 def install_scaler(torch: Any, patches: Patches) -> None:

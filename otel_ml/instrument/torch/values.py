@@ -13,13 +13,16 @@ def scalar(value: Any) -> float | None:
     torch = sys.modules["torch"]
     if type(value) is not torch.Tensor:
         return float(value) if type(value) in (float, int) else None
-    if not value.is_cpu or value.numel() != 1:
-        return None
     c = torch._C
     if c._len_torch_dispatch_stack() or c._len_torch_function_stack():
         with c._DisableTorchDispatch(), c.DisableTorchFunction():
-            return float(value.item())
-    return float(value.item())
+            return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+    try:
+        return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+    except RuntimeError:
+        if c._functorch.maybe_current_level() is None:
+            raise
+        return None  # inside vmap a tensor stands for many values
 
 
 def shape(batch: Any) -> tuple[int, int]:

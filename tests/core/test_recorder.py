@@ -1,0 +1,166 @@
+"""What hooks write is bounded, loses nothing silently, and stays in order whoever writes and reads meanwhile."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_ml.core import recorder as r
+from otel_ml.core.context import Registry, recorders
+from otel_ml.core.recorder import WIDTH, Recorder, Recorders
+from otel_ml.testing import FakeClock, capture
+from tests.loops import train
+
+
+def events(flat: list[Any]) -> list[tuple[Any, ...]]:
+    """What `take()` gave, an event each."""
+    return [tuple(flat[at : at + WIDTH]) for at in range(0, len(flat), WIDTH)]
+
+
+@given(limit=st.integers(1, 8), work=st.lists(st.integers(0, 12), max_size=20))
+def test_a_full_recorder_counts_what_it_loses(limit: int, work: list[int]) -> None:
+    """Between two takes the first `limit` events are kept, in order and whole, and the others are counted."""
+    recorder = Recorder(limit)
+    moment = 0
+    kept: list[tuple[Any, ...]] = []
+    taken: list[tuple[Any, ...]] = []
+    lost = 0
+    for burst in work:
+        for n in range(burst):
+            event = (r.FETCH, moment, moment + 1, n, None)
+            recorder.record(*event)
+            moment += 1
+            if n < limit:
+                kept.append(event)
+            else:
+                lost += 1
+        assert len(recorder.buffer) <= limit * WIDTH
+        taken += events(recorder.take())
+    assert (taken, recorder.taken, recorder.dropped) == (kept, len(kept), lost)
+
+
+def test_threads_write_while_one_reads() -> None:
+    """Each thread's events are taken in its order, and each is taken or counted as lost, none twice."""
+    every, threads = 5000, 4
+    several = Recorders(limit=200)
+    written = threading.Barrier(threads + 1)
+    went: list[Recorder] = []
+
+    def write(which: int) -> None:
+        recorder = several.mine()
+        went.append(recorder)
+        for n in range(every):
+            recorder.record(r.STEP, n, n, which)
+        written.wait()
+
+    workers = [threading.Thread(target=write, args=(which,)) for which in range(threads)]
+    for worker in workers:
+        worker.start()
+    found: dict[int, list[int]] = {which: [] for which in range(threads)}
+
+    def read() -> None:
+        for recorder in list(several.all):
+            for _, start, _, which, _ in events(recorder.take()):
+                found[which].append(start)
+
+    while written.n_waiting < threads:
+        read()
+    read()
+    written.wait()
+    for worker in workers:
+        worker.join()
+    assert all(numbers == sorted(set(numbers)) for numbers in found.values())
+    assert sorted(recorder.ordinal for recorder in went) == list(range(threads))
+    assert several.counts() == (sum(map(len, found.values())), sum(recorder.dropped for recorder in went))
+    assert sum(several.counts()) == every * threads
+
+
+def test_an_ended_threads_recorder_is_let_go_of() -> None:
+    """A recorder goes once its thread has ended and all of it is taken; what it had counted stays counted."""
+    several = Recorders(limit=2)
+
+    def write() -> None:
+        for n in range(3):
+            several.mine().record(r.FETCH, n, n)
+
+    worker = threading.Thread(target=write)
+    worker.start()
+    worker.join()
+    recorder = weakref.ref(several.all[0])
+    assert list(several.retired()) == []
+    events(several.all[0].take())
+    assert [gone is recorder() for gone in several.retired()] == [True]
+    assert (several.all, several.counts()) == ([], (2, 1))
+    assert recorder() is None
+
+
+def test_the_live_step_is_ones_own_or_the_trainings() -> None:
+    """A thread that trains is in its own step, any other in that of the thread that trains."""
+    several = Recorders(limit=10)
+    assert several.live() is None
+    helper: list[Recorder | None] = []
+
+    def help_out() -> None:
+        several.mine().record(r.OPTIMIZER_WORK, 0, 1)
+        helper.append(several.live())
+
+    several.main = several.mine()
+    worker = threading.Thread(target=help_out)
+    worker.start()
+    worker.join()
+    own = several.mine()
+    own.candidate()
+    assert (helper, several.live()) == ([several.main], own)
+
+
+def test_another_run_begins_with_nothing() -> None:
+    """A restart empties every living thread's recorder and forgets ended threads; hooks keep the one they have."""
+    several = Recorders(limit=1)
+    mine = several.mine()
+    for n in range(2):
+        mine.record(r.FETCH, n, n)
+    mine.turn(0)
+    mine.candidate()
+    worker = threading.Thread(target=several.mine)
+    worker.start()
+    worker.join()
+    several.restart(3)
+    assert (several.all, several.mine(), several.counts()) == ([mine], mine, (0, 0))
+    assert (mine.number, mine.state, mine.limit, mine.ordinal) == (0, r.CLOSED, 3 * WIDTH, 0)
+
+
+def test_a_forked_child_records_into_the_void() -> None:
+    """A child has none of its parent's events, keeps none of its own, and the parent's run does not notice."""
+    clock = FakeClock()
+    with capture(clock=clock) as seen:
+        train(clock, [1.0, 2.0])
+        child = os.fork()
+        if child == 0:
+            inherited = len(recorders.all)
+            train(clock, [3.0])
+            kept = sum(len(recorder.buffer) for recorder in recorders.all)
+            os._exit(inherited * 10 + kept)
+        assert os.waitpid(child, 0)[1] == 0
+        train(clock, [3.0])
+    assert seen.totals is not None
+    assert seen.totals.steps == 3
+
+
+def test_a_registry_numbers_by_identity() -> None:
+    """An object keeps its number while it lives; one that has its address afterwards is a new one."""
+
+    class Model:
+        pass
+
+    registry = Registry()
+    first, second = Model(), Model()
+    assert [registry.number(first), registry.number(second), registry.number(first)] == [0, 1, 0]
+    del first
+    assert list(registry.numbers.values()) == [1]
+    assert registry.number(Model()) == 2
+    assert registry.labels == ["Model", "Model#2", "Model#3"]
