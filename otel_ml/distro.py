@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -229,17 +230,33 @@ def _strip(error: BaseException | None, seen: set[int]) -> None:
     if error is None or id(error) in seen:
         return
     seen.add(id(error))
-    frames = []
+    entries: list[TracebackType] = []
     at = error.__traceback__
     while at is not None:
         if not at.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-            frames.append(at)
+            entries.append(at)
+        elif entries and entries[-1].tb_frame.f_code.co_name == "_wrapped_call_impl":
+            entries[-1] = _unslotted(entries[-1])
         at = at.tb_next
-    for here, after in zip(frames, [*frames[1:], None], strict=True):
-        here.tb_next = after
-    error.__traceback__ = frames[0] if frames else None
+    rest = None
+    for entry in reversed(entries):
+        entry.tb_next = rest
+        rest = entry
+    error.__traceback__ = rest
     _strip(error.__cause__, seen)
     _strip(error.__context__, seen)
+
+
+def _unslotted(entry: TracebackType) -> TracebackType:
+    """The call of a module, inside torch, on the line where it would be without our slot on the module's class."""
+    import dis
+
+    code = entry.tb_frame.f_code
+    if "_compiled_call_impl" in vars(entry.tb_frame.f_locals["self"]):
+        return entry  # the user's own `module.compile()`
+    line = max(line for _, line in dis.findlinestarts(code) if line)
+    *_, call = (i.offset for i in dis.get_instructions(code) if i.opname.startswith("CALL"))
+    return TracebackType(None, entry.tb_frame, call, line)
 
 
 def _made() -> str:

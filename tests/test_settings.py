@@ -182,7 +182,19 @@ def test_distro_is_chosen_unless_the_user_chose() -> None:
     """Ours wins beside other distros, but never over the user's own choice."""
     environ = {"OTEL_PYTHON_DISTRO": "theirs"}
     choose_distro(environ)
+    detectors = environ.pop("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS")
     assert environ == {"OTEL_PYTHON_DISTRO": "theirs", "OTEL_PYTHON_CONFIGURATOR": "otel_ml"}
+    assert detectors == "otel,otel_ml"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("*", "*"), ("process, os", "process,os,otel_ml"), ("otel_ml", "otel_ml")]
+)
+def test_resources_name_the_run(before: str, after: str) -> None:
+    """Whoever makes a resource finds the run in it, beside the detectors that the user chose."""
+    environ = {"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": before}
+    choose_distro(environ)
+    assert environ["OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"] == after
 
 
 def test_launcher_flags_count_before_the_program() -> None:

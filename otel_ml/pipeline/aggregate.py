@@ -206,7 +206,7 @@ class Aggregate:
         return {k: v / 1e9 for k, v in self.time.items()}
 
     def fill(self, now_ns: int) -> RunTotals:
-        """The totals as they stand at `now_ns`."""
+        """The totals as they stand at `now_ns`. Sorts what is kept of the durations: once, at the end."""
         totals = self.totals
         totals.duration_s = (now_ns - self.started) / 1e9
         totals.step_time = self.steps.distribution()

@@ -23,7 +23,7 @@ from otel_ml.core import runtime
 from otel_ml.core.clock import Anchor, now
 from otel_ml.core.context import optimizers, recorders, roots
 from otel_ml.errors import guard
-from otel_ml.pipeline import bulk
+from otel_ml.pipeline import bulk, dice
 from otel_ml.pipeline.aggregate import Aggregate
 from otel_ml.pipeline.drain import Drain
 from otel_ml.pipeline.instruments import Instruments
@@ -97,6 +97,7 @@ class Run:
     def start(self, *, drain: bool = True) -> None:
         """Begin: attach the live step, hear the program's logs, run the drain unless it is turned by hand."""
         bulk.install()
+        dice.install()
         self._mark()
         self._token = otel_context.attach(trace.set_span_in_context(self.spans.live))
         self.logs.install()
@@ -126,6 +127,7 @@ class Run:
         otel_context.detach(self._token)
         self.logs.uninstall()
         bulk.uninstall()
+        dice.uninstall()
 
     def _begin(self) -> None:
         """The first step or call was seen: the run is worth telling of."""
@@ -206,6 +208,7 @@ class Run:
         self.records.finish(at)
         totals.ended_unix_ns = self.anchor.unix(at)
         self.telemetry.tick(upto=at, cpu_s=self.drain.cpu_s, state="finished" if error is None else "failed")
+        self.aggregate.fill(at)
         totals.verdict, totals.evidence, totals.advice = self._judge(totals)
         verdict = {
             names.DIAGNOSIS_VERDICT: totals.verdict,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml import names
 from otel_ml.core.context import optimizers, recorders, roots
 from otel_ml.errors import swallowed
+from otel_ml.pipeline.aggregate import memory_peak
 from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
 if TYPE_CHECKING:
@@ -258,9 +259,7 @@ class Telemetry:
                 self._told[category] = seconds
         for known in ("running", "finished", "failed"):
             instruments.set(names.RUN_STATUS, int(known == state), {names.RUN_STATE: known})
-        totals = self.aggregate.fill(upto if upto is not None else self.aggregate.accounted)
-        if totals.memory_peak_by is not None:
-            instruments.set(names.MEMORY_PEAK, totals.memory_peak_by, None)
+        instruments.set(names.MEMORY_PEAK, memory_peak(), None)
         for number, facts in enumerate(roots.facts):
             if facts and number not in self._described:
                 self._described.add(number)
@@ -278,6 +277,7 @@ class Telemetry:
         if errors > self._told_errors:
             instruments.add(names.ERROR_COUNT, errors - self._told_errors, None)
             self._told_errors = errors
+        totals = self.aggregate.totals
         totals.records, totals.records_dropped, totals.errors, totals.drain_cpu_s = taken, dropped, errors, cpu_s
         totals.thinned = self.records.thinned
 

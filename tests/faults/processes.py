@@ -1,0 +1,135 @@
+"""Starts the programs of this folder, talks to them while they run, and waits for their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from otel_ml.store.reader import RunReader, list_runs
+from tests.e2e import launching
+from tests.e2e.launching import Outcome, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from otel_ml.store.reader import Run
+
+__all__ = ["PROGRAMS", "Process", "once", "run", "side_by_side", "stored", "wait_until"]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+PROGRAMS = Path(__file__).parent / "programs"
+PATIENCE_S = 60.0
+
+
+def once(condition: Callable[[], T | None], what: str) -> T:
+    """What `condition` answers once it is neither None nor false; fails when that never comes."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < until, f"never seen: {what}"
+        time.sleep(0.02)
+
+
+class Process:
+    """A program that runs: a context, at whose end nothing of it is left."""
+
+    def __init__(
+        self, launcher: tuple[str, ...], program: str | Path, *arguments: str, cwd: Path, **env: str
+    ) -> None:
+        path = PROGRAMS / program if isinstance(program, str) else program
+        self._stderr = tempfile.TemporaryFile()
+        self._lines: list[str] = []
+        self._process = subprocess.Popen(
+            [*launcher, str(path), *arguments],
+            cwd=cwd, env=environment(**env), start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+        )  # fmt: skip
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.communicate()
+        self._stderr.close()
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process, or the program's where the launcher became it."""
+        return self._process.pid
+
+    def until(self, word: str) -> list[str]:
+        """The words of the next line that begins with `word`, without it."""
+        assert self._process.stdout is not None
+        for line in iter(self._process.stdout.readline, b""):
+            self._lines.append(line.decode())
+            if line.split()[:1] == [word.encode()]:
+                return self._lines[-1].split()[1:]
+        message = f"the program ended before it said {word}: {''.join(self._lines)}{self._errors()}"
+        raise AssertionError(message)
+
+    def say(self, line: str) -> None:
+        """Give the program a line to read."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process that was started, not to its children."""
+        os.kill(self._process.pid, number)
+
+    def send_all(self, number: signal.Signals) -> None:
+        """Send a signal to the whole group, as Ctrl-C on a terminal does."""
+        os.killpg(self._process.pid, number)
+
+    def end(self) -> Outcome:
+        """Wait for the end."""
+        rest, _ = self._process.communicate(timeout=PATIENCE_S)
+        return Outcome("".join(self._lines) + rest.decode(), self._errors(), self._process.returncode)
+
+    def _errors(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode()
+
+
+def run(launcher: tuple[str, ...], program: str | Path, *arguments: str, cwd: Path, **env: str) -> Outcome:
+    """Run a program of this folder to its end."""
+    path = PROGRAMS / program if isinstance(program, str) else program
+    return launching.launch(launcher, path, *arguments, cwd=cwd, timeout=PATIENCE_S, **env)
+
+
+def side_by_side(work: Callable[[U], T], given: Iterable[U], *, at_once: int = 3) -> dict[U, T]:
+    """What `work` makes of each of the given, several at a time."""
+    items = list(given)
+    with ThreadPoolExecutor(at_once) as pool:
+        return dict(zip(items, pool.map(work, items), strict=True))
+
+
+def stored(directory: Path) -> Run | None:
+    """The only run in the folder, or None as long as there is none that can be read."""
+    runs = [run for run in list_runs(directory) if run.processes]
+    assert len(runs) <= 1
+    return runs[0] if runs else None
+
+
+def wait_until(directory: Path, *, steps: int) -> None:
+    """Wait until the store holds this many steps."""
+
+    def there() -> bool:
+        found = stored(directory)
+        return found is not None and found.steps >= steps
+
+    once(there, f"{steps} steps in {directory}")

@@ -1,0 +1,174 @@
+"""However a program is ended, it ends as it would have, and what it did is on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_ml.store.reader import RunReader
+from tests.e2e.launching import LAUNCHERS, RUN, step_records
+from tests.faults.processes import Process, once, side_by_side, stored, wait_until
+from tests.faults.receiver import Receiver
+
+if TYPE_CHECKING:
+    from tests.e2e.launching import Outcome
+
+
+def headline(outcome: Outcome) -> str:
+    """How the summary says that the run ended, without its times."""
+    lines = [line.strip() for line in outcome.stderr.splitlines()]
+    return re.sub(r" (after|in) [^ ,]+ ?[a-zµ]*", "", next(line for line in lines if line[:1] in set("✓✗■●")))
+
+
+def worked_s(pid: int) -> float:
+    """The CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- SIGTERM -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_terminated_inside_c(launcher: str, tmp_path: Path) -> None:
+    """SIGTERM inside a multiplication of many seconds kills at once, by that signal, and the steps before are kept."""
+    runs = tmp_path / "runs"
+    with Process(LAUNCHERS[launcher], "told.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+        pid = int(program.until("READY")[0])
+        wait_until(runs, steps=19)  # the last one is open until something follows
+        program.say("busy")
+        program.until("BUSY")
+        before = worked_s(pid)
+        once(lambda: worked_s(pid) > before + 0.2, "work inside the multiplication")
+        program.send(signal.SIGTERM)
+        outcome = program.end()
+
+    assert outcome.code == -signal.SIGTERM
+    assert "finished" not in outcome.stdout
+    assert [row["ml.step.number"] for row in step_records(runs)] == list(range(19))
+    found = stored(runs)
+    assert found is not None
+    assert (found.state, found.problems) == ("killed", ())
+    if LAUNCHERS[launcher] == RUN:
+        assert headline(outcome) == "✗ killed by signal 15 (SIGTERM)"
+
+
+# --- SIGINT --------------------------------------------------------------------------------
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends the program by SIGINT with its own traceback, and the whole run is kept."""
+    runs = tmp_path / "runs"
+    with Process(RUN, "patient.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+        program.until("READY")
+        program.send(signal.SIGINT)
+        outcome = program.end()
+
+    assert outcome.code == -signal.SIGINT
+    assert outcome.stdout.endswith("READY\nLEAVING\n")
+    assert "\nKeyboardInterrupt\n" in outcome.stderr
+    assert "otel_ml/" not in outcome.stderr
+    assert headline(outcome) == "■ interrupted by signal 2 (SIGINT)"
+    (totals,) = RunReader(runs.joinpath(*[p.name for p in runs.iterdir()])).totals()
+    assert (totals.outcome, totals.steps >= 20, totals.records_dropped) == ("interrupted", True, 0)
+
+
+def test_interrupted_twice(tmp_path: Path) -> None:
+    """A second Ctrl-C, while the program tidies up, ends it as it would have."""
+    runs = tmp_path / "runs"
+    with Process(RUN, "patient.py", "tidy", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+        program.until("READY")
+        program.send(signal.SIGINT)
+        program.until("TIDYING")
+        program.send(signal.SIGINT)
+        outcome = program.end()
+
+    assert outcome.code == -signal.SIGINT
+    assert outcome.stdout.endswith("TIDYING\nLEAVING\n")
+    assert outcome.stderr.count("\nKeyboardInterrupt\n") == 2
+    assert "otel_ml/" not in outcome.stderr
+    assert headline(outcome) == "■ interrupted by signal 2 (SIGINT)"
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_interrupted_while_we_send(launcher: str, tmp_path: Path) -> None:
+    """A second Ctrl-C, while we wait for an endpoint at the exit, ends that wait at once and without a word."""
+    environ = {"OTEL_ML_SHUTDOWN_TIMEOUT": "600", "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
+    with Receiver("stalled") as receiver:
+        environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_ML_DIR": str(tmp_path / "runs")}
+        with Process(LAUNCHERS[launcher], "patient.py", cwd=tmp_path, **environ) as program:
+            program.until("READY")
+            program.send(signal.SIGINT)
+            program.until("LEAVING")
+            once(lambda: finished(tmp_path / "runs"), "the run's end in the store")
+            program.send(signal.SIGINT)
+            outcome = program.end()
+
+    assert outcome.code == -signal.SIGINT
+    assert outcome.stderr.count("KeyboardInterrupt\n") == (2 if LAUNCHERS[launcher] == RUN else 1)
+    assert "otel_ml/" not in outcome.stderr
+
+
+def finished(runs: Path) -> bool:
+    """Whether the run has said goodbye."""
+    found = stored(runs)
+    return found is not None and found.state == "interrupted"
+
+
+# --- no goodbye ------------------------------------------------------------------------------
+
+
+def test_killed_in_a_step(tmp_path: Path) -> None:
+    """SIGKILL between any two instructions costs at most the last second; the file opens, and who ended it is told."""
+    runs = tmp_path / "runs"
+    with Process(RUN, "endless.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+        pid = int(program.until("READY")[0])
+        wait_until(runs, steps=200)
+        os.kill(pid, signal.SIGKILL)
+        outcome = program.end()
+
+    made = [int(line.split()[2]) for line in outcome.stdout.splitlines() if line.startswith("step ")]
+    kept = [row["ml.step.number"] for row in step_records(runs)]
+    assert kept == list(range(len(kept)))
+    assert made[-1] - made[kept[-1]] <= SECOND_NS
+    assert outcome.code == -signal.SIGKILL
+    assert headline(outcome) == "✗ killed by signal 9 (SIGKILL)"
+    found = stored(runs)
+    assert found is not None
+    assert (found.state, found.problems, found.steps) == ("killed", (), len(kept))
+
+
+SECOND_NS = 1_000_000_000
+
+ENDS = {
+    "_exit 0": (0, "✓ finished, exit code 0"),
+    "_exit 3": (3, "✗ failed, exit code 3"),
+    "segfault": (-signal.SIGSEGV, "✗ killed by signal 11 (SIGSEGV)"),
+    "abort": (-signal.SIGABRT, "✗ killed by signal 6 (SIGABRT)"),
+}
+
+
+def test_no_goodbye(tmp_path: Path) -> None:
+    """Whatever ends the program without Python's leave, its code is its own, and what was on disk opens and is told."""
+
+    def work(order: str) -> Outcome:
+        own = tmp_path / order
+        own.mkdir()
+        with Process(RUN, "told.py", cwd=own, OTEL_ML_DIR=str(own / "runs")) as program:
+            program.until("READY")
+            wait_until(own / "runs", steps=19)
+            program.say(order)
+            return program.end()
+
+    outcomes = side_by_side(work, ENDS)
+
+    assert {order: (outcome.code, headline(outcome)) for order, outcome in outcomes.items()} == ENDS
+    for order in ENDS:
+        found = stored(tmp_path / order / "runs")
+        assert found is not None
+        assert (found.state, found.steps, found.problems) == ("killed", 19, ())

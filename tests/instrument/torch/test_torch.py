@@ -1,0 +1,390 @@
+"""Ordinary torch programs by a clock that they alone move: every nanosecond is in the phase it was spent in."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from otel_ml import names
+from otel_ml.core.context import recorders
+from otel_ml.testing import Captured, FakeClock, capture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FETCH, FORWARD, LOSS, BACKWARD, TURN, AFTER, SAVE = 0.004, 0.010, 0.001, 0.020, 0.005, 0.003, 0.007
+
+
+class Slow(torch.autograd.Function):
+    """Multiplies by one, and its backward takes its time."""
+
+    @staticmethod
+    def forward(ctx: Any, clock: FakeClock, x: torch.Tensor) -> torch.Tensor:
+        """Take no time."""
+        ctx.clock = clock
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Take 20 ms."""
+        ctx.clock.advance(BACKWARD)
+        return None, grads[0]
+
+
+class Model(nn.Module):
+    """A line whose forward takes 10 ms and whose backward 20."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self.line = nn.Linear(3, 1)
+        self.clock = clock
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take 10 ms."""
+        self.clock.advance(FORWARD)
+        if not torch.is_grad_enabled():
+            return torch.as_tensor(self.line(x))
+        return torch.as_tensor(Slow.apply(self.clock, self.line(x)))  # type: ignore[no-untyped-call]
+
+
+class Rows(Dataset[torch.Tensor]):
+    """Eight rows, 1 ms each: a batch of four takes 4 ms."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.clock.advance(FETCH / 4)
+        return torch.full((3,), float(index))
+
+
+class Timed(torch.optim.SGD):
+    """SGD whose step takes 5 ms, and calls its base's."""
+
+    def __init__(self, clock: FakeClock, parameters: Any, **more: Any) -> None:
+        super().__init__(parameters, **more)
+        self.clock = clock
+
+    def step(self, closure: Any = None) -> Any:
+        """Take 5 ms."""
+        self.clock.advance(TURN)
+        return super().step(closure)
+
+
+class Heavy:
+    """A thing that takes 7 ms to pickle."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.clock.advance(SAVE)
+        return {}
+
+
+@dataclass
+class Parts:
+    """What the programs are made of."""
+
+    clock: FakeClock
+    model: Model
+    optimizer: Timed
+
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        """The forward and the loss, 11 ms."""
+        scores = self.model(rows)
+        self.clock.advance(LOSS)
+        return torch.as_tensor(scores.square().mean())
+
+    def step(self, rows: torch.Tensor) -> None:
+        """One step, 36 ms, and 3 ms of the loop's own."""
+        self.optimizer.zero_grad()
+        self.loss(rows).backward()
+        self.optimizer.step()
+        self.clock.advance(AFTER)
+
+
+def loader_loop(parts: Parts) -> None:
+    """Two epochs of two batches."""
+    for _ in range(2):
+        for rows in DataLoader(Rows(parts.clock), batch_size=4):
+            parts.step(rows)
+
+
+def plain_loop(parts: Parts) -> None:
+    """Two steps without a loader."""
+    for _ in range(2):
+        parts.step(torch.ones(4, 3))
+
+
+def zero_last(parts: Parts) -> None:
+    """Two steps after which `zero_grad` opens the next one, so that what follows it is the next one's."""
+    for _ in range(2):
+        parts.loss(torch.ones(4, 3)).backward()
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        parts.clock.advance(AFTER)
+
+
+def accumulation(parts: Parts) -> None:
+    """Two micro-batches a step."""
+    for number, rows in enumerate(DataLoader(Rows(parts.clock), batch_size=4), 1):
+        (parts.loss(rows) / 2).backward()
+        if number % 2 == 0:
+            parts.optimizer.step()
+            parts.optimizer.zero_grad()
+            parts.clock.advance(AFTER)
+
+
+def closure(parts: Parts) -> None:
+    """The forward and backward inside the optimizer's step."""
+
+    def again() -> torch.Tensor:
+        loss = parts.loss(torch.ones(4, 3))
+        loss.backward()
+        return loss
+
+    parts.optimizer.step(again)
+    parts.clock.advance(AFTER)
+
+
+def two_optimizers(parts: Parts) -> None:
+    """Two steps of a round of two optimizers each."""
+    other = Model(parts.clock)
+    second = Timed(parts.clock, other.parameters(), lr=0.1)
+    pair = Parts(parts.clock, other, second)
+    for _ in range(2):
+        parts.step(torch.ones(4, 3))
+        pair.step(torch.ones(4, 3))
+
+
+def evaluation(parts: Parts) -> None:
+    """A step, an evaluation of two batches, a step, the same again."""
+    for _ in range(2):
+        parts.step(torch.ones(4, 3))
+        with torch.no_grad():
+            for _ in range(2):
+                parts.model(torch.ones(4, 3))
+                parts.clock.advance(LOSS)
+
+
+def checkpoint(parts: Parts) -> None:
+    """A checkpoint in the second of three steps."""
+    for number, rows in enumerate([torch.ones(4, 3)] * 3):
+        parts.step(rows)
+        if number == 1:
+            torch.save(Heavy(parts.clock), io.BytesIO())
+
+
+def skipped(parts: Parts) -> None:
+    """A gradient scaler whose first step overflows."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor in (float("inf"), 1.0):
+        parts.optimizer.zero_grad()
+        scaler.scale(parts.loss(torch.ones(4, 3)) * factor).backward()
+        scaler.step(parts.optimizer)
+        scaler.update()
+        parts.clock.advance(AFTER)
+
+
+def ms(**phases: float) -> dict[str, float]:
+    """Phases in milliseconds as a step record has them, in seconds."""
+    return {name: round(spent / 1000, 9) for name, spent in phases.items()}
+
+
+LOADER = ms(data_wait=4, forward=11, backward=20, optimizer=5, residual=3)
+PLAIN = ms(forward=11, backward=20, optimizer=5, residual=3)
+LAST = PLAIN | {"residual": 0.0}  # nothing tells that the last step went on
+TABLES: list[tuple[Callable[[Parts], None], list[dict[str, float]]]] = [
+    (loader_loop, [LOADER] * 4),
+    (plain_loop, [PLAIN, LAST]),
+    (zero_last, [LAST, PLAIN]),
+    (accumulation, [ms(data_wait=8, forward=22, backward=40, optimizer=5, residual=3)]),
+    (closure, [ms(forward=11, backward=20, optimizer=5, residual=0)]),
+    (
+        two_optimizers,
+        [ms(forward=22, backward=40, optimizer=10, residual=6), ms(forward=22, backward=40, optimizer=10, residual=3)],
+    ),
+    (evaluation, [PLAIN] * 2),
+    (checkpoint, [PLAIN, PLAIN | ms(checkpoint=7), LAST]),
+    (skipped, [ms(forward=11, backward=20, optimizer=0, residual=3), LAST]),
+]
+
+
+def run(program: Callable[[Parts], None]) -> Captured:
+    """Run a program by its own clock."""
+    clock = FakeClock()
+    with capture(clock=clock) as seen:
+        model = Model(clock)
+        program(Parts(clock, model, Timed(clock, model.parameters(), lr=0.1)))
+    return seen
+
+
+def phases(seen: Captured) -> list[dict[str, float]]:
+    """Each step's phases in seconds."""
+    prefix = f"{names.STEP_PHASE}."
+    return [{k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)} for row in seen.steps()]
+
+
+@pytest.mark.parametrize(("program", "table"), TABLES, ids=[program.__name__ for program, _ in TABLES])
+def test_time_tables_are_exact(program: Callable[[Parts], None], table: list[dict[str, float]]) -> None:
+    """What each part of a step took is what the program spent in it, and together they are the step."""
+    seen = run(program)
+    assert phases(seen) == table
+    durations = [round(row[names.STEP_DURATION_S], 9) for row in seen.steps()]
+    assert durations == [round(sum(row.values()), 9) for row in table]
+    assert seen.totals is not None
+    assert math.isclose(sum(seen.totals.time.values()), seen.totals.duration_s)
+
+
+def test_an_evaluation_and_a_skip_are_time_of_their_own() -> None:
+    """An evaluation is from its first forward to its last one's end; a skipped step is no productive time."""
+    evaluated, skipping = run(evaluation).totals, run(skipped).totals
+    assert evaluated is not None
+    assert skipping is not None
+    assert (evaluated.evaluations, round(evaluated.time["evaluation"], 9)) == (2, 0.042)
+    assert (skipping.steps_skipped, round(skipping.time["skipped"], 9)) == (1, 0.034)
+
+
+def test_inference_is_told_by_the_call() -> None:
+    """A program that never trains has its calls' times and sizes, by model."""
+    clock = FakeClock()
+    with capture(clock=clock) as seen, torch.no_grad():
+        model = Model(clock)
+        for rows in (4, 2):
+            model(torch.ones(rows, 3))
+    ok = ((names.MODEL_NAME, "Model"), (names.OUTCOME, "ok"))
+    assert seen.points(names.INFERENCE_DURATION) == {ok: (2, 0.02)}
+    assert seen.points(names.INFERENCE_REQUESTS) == {ok: 2}
+    assert seen.points(names.INFERENCE_BATCH_SIZE) == {ok[:1]: (2, 6.0)}
+    assert seen.steps() == []
+
+
+def test_values_are_the_programs() -> None:
+    """Loss, learning rate, gradient norm, samples and tokens are what the program had in hand."""
+    ids = torch.arange(32).reshape(8, 4) % 11
+    printed = []
+    with capture() as seen:
+        model = nn.Sequential(nn.Embedding(11, 5), nn.Linear(5, 11))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        for inputs, targets in DataLoader(TensorDataset(ids, ids), batch_size=2):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs).reshape(-1, 11), targets.reshape(-1))
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            printed.append((loss.item(), norm.item(), optimizer.param_groups[0]["lr"], 2, 8, 1))
+            optimizer.step()
+            schedule.step()
+    keys = (
+        names.LOSS.name, names.GRAD_NORM.name, names.LEARNING_RATE.name, names.STEP_SAMPLES, names.STEP_TOKENS,
+        names.STEP_MICRO_BATCHES,
+    )  # fmt: skip
+    assert [tuple(row[key] for key in keys) for row in seen.steps()] == printed
+
+
+@pytest.mark.parametrize("program", [loader_loop, plain_loop, zero_last], ids=lambda program: str(program.__name__))
+def test_the_step_that_code_is_in_is_known_while_it_runs(program: Callable[[Parts], None]) -> None:
+    """Inside a step its number is known before anything was told, also where an optimizer calls its base's step."""
+    numbers = []
+
+    class Asked(Parts):
+        """Asks in the middle of each step."""
+
+        def loss(self, rows: torch.Tensor) -> torch.Tensor:
+            """Note the live step's number."""
+            found = super().loss(rows)
+            numbers.append(recorders.mine().number)
+            return found
+
+    seen = run(lambda parts: program(Asked(parts.clock, parts.model, parts.optimizer)))
+    assert numbers == [row[names.STEP_NUMBER] for row in seen.steps()]
+
+
+def test_nothing_is_put_on_what_is_the_programs() -> None:
+    """A model and an optimizer hold what they would without us, copies and pickles work, and are no checkpoints."""
+
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(12):
+            model(torch.ones(4, 3)).mean().backward()
+            optimizer.step()
+        return model, optimizer
+
+    plain = made()
+    with capture(clock=FakeClock()) as seen:
+        ours = made()
+        copied = [deepcopy(ours[0]), pickle.loads(pickle.dumps(ours[0]))]  # noqa: S301 - just pickled
+        assert [sorted(vars(thing)) for thing in ours] == [sorted(vars(thing)) for thing in plain]
+        outputs = [model(torch.ones(4, 3)) for model in (ours[0], *copied, plain[0])]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    assert [type(model) for model in copied] == [nn.Sequential] * 2
+    assert seen.totals is not None
+    assert (seen.totals.steps, seen.totals.checkpoints_saved, seen.totals.checkpoints_loaded) == (12, 0, 0)
+
+
+def test_everything_is_put_back() -> None:
+    """After the block every class and module that we hook holds the very objects that it held before."""
+    import torch.utils.data.dataloader as loaders
+
+    class Mine(nn.Linear):
+        pass
+
+    mine = Mine(3, 1)
+    torch.optim.SGD(mine.parameters())  # torch wraps `step` itself when the first of a class is built
+    owners: list[Any] = [
+        torch, torch.autograd, nn.Module, nn.Linear, Mine, torch.optim.Optimizer, torch.optim.SGD, torch.amp.GradScaler,
+        nn.utils.clip_grad, nn.utils, loaders._BaseDataLoaderIter,
+    ]  # fmt: skip
+    before = [dict(vars(owner)) for owner in owners]
+    with capture(clock=FakeClock()):
+        optimizer = torch.optim.SGD(mine.parameters(), lr=0.1)
+        for _ in range(12):
+            mine(torch.ones(4, 3)).mean().backward()
+            optimizer.step()
+        assert [dict(vars(owner)) for owner in owners] != before
+    for owner, was in zip(owners, before, strict=True):
+        now = dict(vars(owner))
+        changed = [name for name in now.keys() | was.keys() if now.get(name) is not was.get(name)]
+        assert (owner, changed) == (owner, [])
+
+
+def test_the_programs_exceptions_pass_through() -> None:
+    """An exception in a forward or a step is the same object where the program catches it."""
+    mine = ValueError("enough")
+
+    class Broken(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+            raise mine
+
+    class Stuck(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            raise mine
+
+    def caught(attempt: Callable[[], Any]) -> ValueError | None:
+        try:
+            attempt()
+        except ValueError as error:
+            return error
+        return None
+
+    with capture(clock=FakeClock()) as seen:
+        model = Broken(3, 1)
+        optimizer = Stuck(model.parameters(), lr=0.1)
+        found = [caught(lambda: model(torch.ones(4, 3))), caught(optimizer.step)]
+    assert [error is mine for error in found] == [True, True]
+    assert seen.steps() == []

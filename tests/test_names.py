@@ -1,0 +1,278 @@
+"""The vocabulary is what is really emitted: ordinary torch programs, and every name that comes of them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from otel_ml import errors, names
+from otel_ml.core.identity import Identity
+from otel_ml.pipeline.instruments import Instruments
+from otel_ml.pipeline.resource import resource_of
+from otel_ml.testing import Captured, capture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PACKAGE = Path(__file__).resolve().parent.parent / "otel_ml"
+
+# What names.py holds and nothing emits yet, each with what will.
+TO_COME = {
+    "ml.compile.stage": "dynamo's account does not tell forward from backward",
+}
+# Attributes that a metric may carry and does not yet.
+CARRIED_TO_COME = {
+    ("ml.compile.duration", "ml.compile.stage"): "as above",
+    ("ml.training.grad_norm", "ml.optimizer"): "clipping does not say whose gradients they are",
+}
+
+# OpenTelemetry's own words, which we use where they are: nothing of ours is called by them.
+CONVENTIONS = {"process.runtime.version", "host.name"}
+CONVENTIONS_OF_RESOURCE = {
+    "service.name", "service.instance.id", "telemetry.distro.name", "telemetry.auto.version",
+    "telemetry.sdk.name", "telemetry.sdk.language", "telemetry.sdk.version",
+}  # fmt: skip
+# A step record holds the values of these metrics under the metric's name.
+IN_RECORDS = {names.LOSS.name, names.GRAD_NORM.name, names.LEARNING_RATE.name}
+PREFIXES = (names.STEP_PHASE, names.STEP_LOSS)  # of keys that end in a phase's or an optimizer's name
+THINNED = re.compile(r"\.(?:min|max)$")
+# Attributes with a closed set of values: each value is a word of the attribute's sentence.
+CLOSED = (
+    names.OUTCOME, names.SKIP_REASON, names.TIME_CATEGORY, names.RUN_STATE, names.RUN_OUTCOME,
+    names.CHECKPOINT_OPERATION, names.COMPILE_REASON_KIND, names.FRAMEWORK_NAME,
+)  # fmt: skip
+
+
+@dataclass
+class Emitted:
+    """Every name that came out."""
+
+    spans: set[str] = field(default_factory=set)
+    events: set[str] = field(default_factory=set)
+    attributes: set[str] = field(default_factory=set)
+    metrics: dict[str, tuple[str, str]] = field(default_factory=dict)  # kind and unit
+    carried: set[tuple[str, str]] = field(default_factory=set)  # metric and attribute
+    values: dict[str, set[Any]] = field(default_factory=dict)  # of closed attributes
+
+    def add(self, seen: Captured) -> None:
+        """Take what one block emitted."""
+        for span in seen.spans:
+            self.spans.add(span["name"])
+            self._attributes(span["attributes"])
+        for log in (log for log in seen.logs if log["event_name"]):  # the others are the program's
+            self.events.add(log["event_name"])
+            self._attributes(log["attributes"])
+        for point in seen.metrics:
+            self.metrics[point["name"]] = point["kind"], point["unit"]
+            self._values(point["attributes"])
+            self.carried.update((point["name"], key) for key in point["attributes"])
+
+    def _attributes(self, attributes: Mapping[str, Any]) -> None:
+        self.attributes.update(attributes)
+        self._values(attributes)
+
+    def _values(self, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            if key in CLOSED or key == names.PHASE:
+                self.values.setdefault(key, set()).update(value if isinstance(value, list) else [value])
+
+
+class Text(nn.Module):
+    """A language model of one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 5)
+        self.head = nn.Linear(5, 11)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Score the next token."""
+        scores: torch.Tensor = self.head(self.embed(ids))
+        return scores
+
+
+def train_two(path: Path) -> None:
+    """Two optimizers, one with groups, clipping, an evaluation, checkpoints in a step and outside, one that fails."""
+    model, other = Text(), nn.Linear(11, 1)
+    ids = torch.arange(32).reshape(8, 4) % 11
+    loader = DataLoader(TensorDataset(ids, ids), batch_size=2)
+    groups: list[dict[str, Any]] = [
+        {"params": model.embed.parameters()},
+        {"params": model.head.parameters(), "lr": 0.2},
+    ]
+    first = torch.optim.SGD(groups, lr=0.1)
+    second = torch.optim.Adam(other.parameters(), lr=0.1)
+    for inputs, targets in loader:
+        scores = model(inputs)
+        loss = nn.functional.cross_entropy(scores.reshape(-1, 11), targets.reshape(-1))
+        first.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        first.step()
+        second.zero_grad()
+        (other(model(inputs).detach()).mean() * float("nan")).backward()
+        second.step()
+        torch.save(model.state_dict(), path)
+    with torch.no_grad():
+        model(ids)
+    torch.load(path)
+    with pytest.raises(FileNotFoundError):
+        torch.load(path.with_suffix(".none"))
+
+
+def train_scaled() -> None:
+    """A gradient scaler whose first step overflows."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor in (float("inf"), 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(2, 3)).mean() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def train_once() -> None:
+    """One step."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(2, 3)).mean().backward()
+    optimizer.step()
+
+
+def train_compiled() -> None:
+    """A compiled model that is compiled again for another shape, in a step and outside."""
+    model = nn.Linear(3, 1)
+    compiled = torch.compile(model, backend="eager", dynamic=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for rows in (2, 3, 3):
+        optimizer.zero_grad()
+        compiled(torch.ones(rows, 3)).mean().backward()
+        optimizer.step()
+
+
+def infer() -> None:
+    """A process that never trains."""
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.ones(2, 3))
+
+
+def fail() -> None:
+    """A step that an exception ends."""
+    train_scaled()
+    nn.Linear(3, 1)(torch.ones(2, 3)).mean().backward()
+    message = "enough"
+    raise ValueError(message)
+
+
+@pytest.fixture(scope="module")
+def emitted(tmp_path_factory: pytest.TempPathFactory) -> Emitted:
+    """What ordinary programs emit, all together."""
+    path = tmp_path_factory.mktemp("names") / "model.pt"
+    found = Emitted()
+    programs: list[Callable[[], None]] = [lambda: train_two(path), train_scaled, train_once, train_compiled, infer]
+    for program in programs:
+        with capture() as seen:
+            program()
+            errors.swallowed.add("somewhere")
+        found.add(seen)
+    blocks = []
+
+    def failing() -> None:
+        with capture() as seen:
+            blocks.append(seen)
+            fail()
+
+    with pytest.raises(ValueError, match="enough"):
+        failing()
+    found.add(blocks[0])
+    return found
+
+
+def store_size() -> tuple[str, str, str]:
+    """The one metric that takes a store."""
+    reader = InMemoryMetricReader()
+    instruments = Instruments(MeterProvider([reader]).get_meter("names"), lambda: 4096)
+    data: Any = reader.get_metrics_data()
+    instruments.forget()
+    metric = data.resource_metrics[0].scope_metrics[0].metrics[0]
+    return metric.name, "gauge", metric.unit
+
+
+def base(key: str) -> str:
+    """An attribute's own name: without what a thinned column or a phase adds."""
+    key = THINNED.sub("", key)
+    return next((str(p) for p in PREFIXES if key.startswith(f"{p}.")), key)
+
+
+def of_resource() -> set[str]:
+    """What a rank of a job says about itself."""
+    rank = Identity("job", "gpt", 1, 3, 1, 8, "torchrun", "an-id")
+    return set(resource_of(rank, {"telemetry.auto.version": "0.66b2"}).attributes)
+
+
+def test_spans_and_events_are_the_vocabularys(emitted: Emitted) -> None:
+    """Every span's and event's name is in `names.py`, and every one there is emitted."""
+    assert (emitted.spans, emitted.events) == (set(names.SPANS), set(names.EVENTS))
+
+
+def test_metrics_are_the_vocabularys(emitted: Emitted) -> None:
+    """Every metric is in `names.py` with its kind and unit, and every one there is emitted."""
+    name, kind, unit = store_size()
+    assert {**emitted.metrics, name: (kind, unit)} == {m.name: (m.kind, m.unit) for m in names.METRICS.values()}
+
+
+def test_metrics_carry_what_they_may(emitted: Emitted) -> None:
+    """A metric carries the attributes that `names.py` lists for it: none beside them, and each of them somewhere."""
+    listed = {(metric.name, str(key)) for metric in names.METRICS.values() for key in metric.attributes}
+    assert emitted.carried - listed == set()
+    assert listed - emitted.carried == set(CARRIED_TO_COME)
+
+
+def test_attributes_are_the_vocabularys(emitted: Emitted) -> None:
+    """Every attribute is in `names.py` or a word of OpenTelemetry's, and every one there is emitted."""
+    told = {base(key) for key in emitted.attributes} - CONVENTIONS - IN_RECORDS
+    told |= {key for _, key in emitted.carried} | (of_resource() - CONVENTIONS_OF_RESOURCE)
+    assert told - set(names.ATTRIBUTES) == set()
+    assert set(names.ATTRIBUTES) - told == set(TO_COME)
+
+
+def test_conventions_are_used(emitted: Emitted) -> None:
+    """OpenTelemetry's own words that this file lists are those that we use."""
+    assert emitted.attributes >= CONVENTIONS
+    assert of_resource() >= CONVENTIONS_OF_RESOURCE
+
+
+def test_values_are_the_vocabularys(emitted: Emitted) -> None:
+    """An attribute with few values has those that its sentence tells; a phase is one of `names.PHASES`."""
+    said = {key: set(re.findall(r"\w+", names.ATTRIBUTES[key].doc)) for key in CLOSED}
+    assert {key: emitted.values[key] - said[key] - {None} for key in CLOSED} == {key: set() for key in CLOSED}
+    phases = {
+        key.removeprefix(f"{names.STEP_PHASE}.") for key in emitted.attributes if key.startswith(names.STEP_PHASE)
+    }
+    assert emitted.values[names.PHASE] == phases == set(names.PHASES)
+
+
+def test_no_name_is_written_elsewhere() -> None:
+    """A name of ours stands in `names.py` and nowhere else in the code that emits."""
+    ours = re.compile(r"ml\.[a-z_]+(\.[a-z_]+)*")
+    elsewhere = [
+        f"{path.relative_to(PACKAGE)}: {node.value}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name not in ("names.py", "settings.py")  # settings show two as examples
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ours.fullmatch(node.value)
+    ]
+    assert elsewhere == []
