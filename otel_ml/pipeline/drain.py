@@ -82,7 +82,7 @@ class Drain:
             self.cpu_s = time.thread_time()
             if self.active:
                 at = now()
-                self.telemetry.records.flush(at)
+                self.telemetry.records.flush(at, _rest if pause else _nothing)
                 self.telemetry.spans.tick(at)
                 self.telemetry.anchor.renew()
                 self.telemetry.tick(upto=None, cpu_s=self.cpu_s, state="running")
@@ -126,7 +126,7 @@ class Drain:
                     at = self._blocks(recorder, chunk, at, pause=pause)
                     until = now() + _SLICE_NS
             if pause and at % (_CHECK * WIDTH) == 0 and now() > until:
-                time.sleep(_PAUSE_S)
+                _rest()
                 until = now() + _SLICE_NS
 
     def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, *, pause: bool) -> int:
@@ -137,9 +137,11 @@ class Drain:
             if block is None:
                 return at
             at += len(block) * steady.taken()
+            if pause:
+                _rest()
             self.telemetry.block(block, recorder)
             if pause:
-                time.sleep(_PAUSE_S)
+                _rest()
 
     def _tell(self, recorder: Recorder) -> None:
         out: list[Any] = recorder.tracker.out
@@ -172,3 +174,8 @@ class Drain:
 
 def _nothing() -> None:
     pass
+
+
+def _rest() -> None:
+    """Let the program's threads have the interpreter."""
+    time.sleep(_PAUSE_S)

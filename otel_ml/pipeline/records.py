@@ -11,7 +11,7 @@ from otel_ml import names
 from otel_ml.pipeline.budget import Budget, stride_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.context import Context
 
@@ -23,6 +23,10 @@ _BATCH = 128
 _BATCH_BYTES = 48 * 1024
 _SPREAD = (names.STEP_DURATION_S, names.LOSS.name, names.GRAD_NORM.name)  # columns whose min and max are kept
 _SUMMED = (names.STEP_SAMPLES, names.STEP_TOKENS, names.STEP_MICRO_BATCHES)
+
+
+def _nothing() -> None:
+    return None
 
 
 class Records:
@@ -76,30 +80,30 @@ class Records:
             known.extend(values)
         self._context = None
 
-    def flush(self, at_ns: int) -> None:
-        """Emit what is pending: exactly while the budget lasts, thinned beyond it."""
+    def flush(self, at_ns: int, rest: Callable[[], None] = _nothing) -> None:
+        """Emit what is pending: exactly while the budget lasts, thinned beyond it, with a `rest()` after each slice."""
         count = len(self._ends)
         if not count:
             return
         available = self.budget.available(at_ns)
         if count <= available:
             self.budget.take(count, at_ns)
-            self._emit(count, 1)
+            self._emit(count, 1, rest)
             return
         stride = stride_for(count, max(1, min(available, _BATCH)))
         whole = count - count % stride
         if self.budget.take(whole // stride, at_ns) and whole:  # else they wait for more of one or the other
             self.thinned = True
-            self._emit(whole, stride)
+            self._emit(whole, stride, rest)
 
     def finish(self, at_ns: int) -> None:
         """Emit everything, the last bin even when it is not full."""
         self.flush(at_ns)
         if self._ends:
             self.thinned |= len(self._ends) > 1
-            self._emit(len(self._ends), len(self._ends))
+            self._emit(len(self._ends), len(self._ends), _nothing)
 
-    def _emit(self, count: int, stride: int) -> None:
+    def _emit(self, count: int, stride: int, rest: Callable[[], None]) -> None:
         """Send the first `count` pending steps, each entry standing for `stride` of them."""
         ends = self._ends[:count]
         columns = {k: v[:count] for k, v in self._columns.items()}
@@ -108,11 +112,16 @@ class Records:
         for values in columns.values():
             values.extend([None] * (count - len(values)))
         if stride > 1:
-            columns = _thin(columns, stride)
+            thinned: dict[str, list[Any]] = {}
+            for key, values in columns.items():
+                thinned.update(_thin(key, values, stride))
+                rest()
+            columns = thinned
             ends = ends[stride - 1 :: stride]
         for first in range(0, len(ends), _BATCH):
             part = {k: v[first : first + _BATCH] for k, v in columns.items()}
             self._batch(ends[first : first + _BATCH], part, stride)
+            rest()
 
     def _batch(self, ends: list[int], columns: dict[str, list[Any]], stride: int) -> None:
         columns = {k: v for k, v in columns.items() if v.count(None) < len(v)}
@@ -133,23 +142,22 @@ class Records:
         self.event(names.EVENT_STEPS, body, {**columns, names.STEP_STRIDE: stride, names.STEP_NUMBER: number}, ends[-1])
 
 
-def _thin(columns: dict[str, list[Any]], stride: int) -> dict[str, list[Any]]:
-    """Each `stride` steps as one: means, and the spread of what matters; the first step's number."""
-    out: dict[str, list[Any]] = {}
-    for key, values in columns.items():
-        bins = [[v for v in values[n : n + stride] if v is not None] for n in range(0, len(values), stride)]
-        if key == names.STEP_NUMBER:
-            out[key] = [b[0] for b in bins]
-        elif key in _SUMMED:
-            out[key] = [sum(b) if b else None for b in bins]
-        elif isinstance(next((v for b in bins for v in b), None), str):
-            # One word for several steps: the one that is not as usual.
-            out[key] = [next((v for v in b if v != "ok"), b[0]) if b else None for b in bins]
-        else:
-            out[key] = [_round(sum(b) / len(b)) if b else None for b in bins]
-            if key in _SPREAD or key.startswith(names.STEP_LOSS + "."):
-                out[f"{key}.min"] = [_round(min(b)) if b else None for b in bins]
-                out[f"{key}.max"] = [_round(max(b)) if b else None for b in bins]
+def _thin(key: str, values: list[Any], stride: int) -> dict[str, list[Any]]:
+    """Each `stride` steps of a column as one: means, and the spread of what matters; the first step's number."""
+    if key == names.STEP_NUMBER:
+        return {key: values[::stride]}
+    bins: list[list[Any]] = [values[n : n + stride] for n in range(0, len(values), stride)]
+    if None in values:
+        bins = [[v for v in b if v is not None] for b in bins]
+    if key in _SUMMED:
+        return {key: [sum(b) if b else None for b in bins]}
+    if isinstance(next((v for b in bins for v in b), None), str):
+        # One word for several steps: the one that is not as usual.
+        return {key: [next((v for v in b if v != "ok"), b[0]) if b else None for b in bins]}
+    out = {key: [_round(sum(b) / len(b)) if b else None for b in bins]}
+    if key in _SPREAD or key.startswith(names.STEP_LOSS + "."):
+        out[f"{key}.min"] = [_round(min(b)) if b else None for b in bins]
+        out[f"{key}.max"] = [_round(max(b)) if b else None for b in bins]
     return out
 
 

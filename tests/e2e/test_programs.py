@@ -63,7 +63,7 @@ def test_loss(program: str, tmp_path: Path) -> None:
     """The loss in each step's record is what the program prints, to the last bit."""
     ours = launch(LAUNCHERS["otel-ml run"], f"{program}.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
 
-    printed = [float(words[-1]) for words in ours.losses()]
+    printed = [float(words[1]) for words in ours.losses()]
     found = [row.get("ml.training.loss") for row in step_records(tmp_path / "runs")]
     assert len(printed) > 0
     assert repr(found) == repr(printed)
