@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def swallow(place: str) -> None:
     if strict:
         raise  # noqa: PLE0704 - called from an except clause by contract
     if swallowed.add(place) == 1:
-        logger.warning("otel-ml: error in %s; the program is not affected", place, exc_info=True)  # noqa: LOG014 - by contract in an except clause
+        with suppress(Exception):  # of a handler of the program's, or for want of memory
+            logger.warning("otel-ml: error in %s; the program is not affected", place, exc_info=True)  # noqa: LOG014 - by contract in an except clause
 
 
 @contextmanager

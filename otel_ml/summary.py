@@ -38,6 +38,7 @@ __all__ = ["console_for", "literal", "number", "print_run", "print_totals", "siz
 
 MAX_WIDTH = 120
 KEY_WIDTH = 14  # the column of the rows' names, indent included
+LOSSES_SHOWN = 8  # lines for optimizers, before the rest is one line
 OTHERS_SHOWN = 8  # lines for other processes before the rest is one line
 ERROR_LINES = 3
 
@@ -496,9 +497,11 @@ def _training(page: _Page, shown: RunTotals) -> None:
         )
         page.row("throughput", page.facts(*throughput))
     names = max((len(page.safe(optimizer)) for optimizer in shown.losses), default=0)
-    for optimizer, curve in shown.losses.items():
+    for optimizer, curve in list(shown.losses.items())[:LOSSES_SHOWN]:
         name = f"{page.safe(optimizer).ljust(names)}  " if names else ""
         page.row("loss", page.text(name).append_text(_loss(page, curve)))
+    if len(shown.losses) > LOSSES_SHOWN:
+        page.row("", page.text((f"and {len(shown.losses) - LOSSES_SHOWN:,} more", "dim")))
     _spread(page, "step time", shown.step_time.p50_s, shown.step_time.p95_s, shown.step_time.max_s)
 
 

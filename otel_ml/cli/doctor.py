@@ -257,7 +257,7 @@ def _endpoint(environ: Mapping[str, str], signal: str, protocol: str) -> str:
 # --- hooks -------------------------------------------------------------------------------------
 
 _PROBE = """
-import json, torch
+import json, torch, torch._dynamo.utils
 from otel_ml.instrument.torch import report
 print()
 print(json.dumps(report()))

@@ -16,6 +16,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from otel_ml.errors import swallow
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -117,10 +119,13 @@ class Recorder:
         self.merged_from: set[int] | None = None
 
     def record(self, code: int, start: int, end: int, a: object = None, b: object = None) -> None:
-        """Append one event, or count it as dropped when the recorder is full."""
-        if len(self.buffer) < self.limit:
-            self.extend((code, start, end, a, b))
-        else:
+        """Append one event, or count it as dropped when the recorder or the memory is full."""
+        try:
+            if len(self.buffer) < self.limit:
+                self.extend((code, start, end, a, b))
+            else:
+                self.dropped += 1
+        except MemoryError:  # the program's to meet, where it asks for memory
             self.dropped += 1
 
     def take(self) -> list[Any]:
@@ -183,14 +188,24 @@ class Recorder:
         elif optimizer in self.seen:
             self._close(by_candidate=False)
         self.merged_from = None
-        self.seen.add(optimizer)
+        try:  # noqa: SIM105 - a context costs more than all of this
+            self.seen.add(optimizer)
+        except MemoryError:
+            pass
         self.state = DONE if self.seen >= self.expected else TURNED
 
     def _close(self, *, by_candidate: bool) -> None:
         self.number += 1
         self.expected = self.seen
         self.merged_from = self.seen if by_candidate else None
-        self.seen = set()
+        try:  # noqa: SIM105 - as above
+            self.seen = set()
+        except MemoryError:
+            pass
+
+
+_VOID = Recorder(0)
+"""Takes what a thread records that could not have a recorder of its own, and keeps nothing."""
 
 
 class Recorders:
@@ -210,7 +225,11 @@ class Recorders:
         try:
             return self.local.recorder  # type: ignore[no-any-return]
         except AttributeError:
-            return self._make()
+            try:
+                return self._make()
+            except Exception:  # noqa: BLE001 - the law: never break the program; no memory, for one
+                swallow("making a recorder")
+                return _VOID
 
     def _make(self) -> Recorder:
         recorder = Recorder(self.limit)

@@ -37,23 +37,24 @@ class Patches:
         before = vars(owner).get(name, _MISSING)
         setattr(owner, name, value)
         self._done.append((owner, name, before, value))
-        home = sys.modules.get(getattr(before, "__module__", None) or "")
-        if (
-            isinstance(before, FunctionType)
-            and home not in (None, owner)
-            and vars(home).get(before.__qualname__) is before
-        ):
-            self.set(home, before.__qualname__, value)
+        if isinstance(before, FunctionType):
+            home, known = sys.modules.get(before.__module__ or ""), before.__qualname__
+            if home is not None and home is not owner and vars(home).get(known) is before:
+                self.set(home, known, value)
 
     def attempt(self, label: str, install: Any) -> None:
         """Run one hook's `install()`; one that fails leaves the others working and is reported."""
         try:
             install()
         except Exception as error:  # noqa: BLE001 - a version of the framework that lacks this hook
-            self.report[label] = f"missing: {type(error).__name__}: {error}"
-            swallow(f"hook {label}")
+            self.failed(label, error)
         else:
             self.report[label] = "hooked"
+
+    def failed(self, label: str, error: Exception) -> None:
+        """Report, from the except clause, what could not be hooked and why."""
+        self.report[label] = f"missing: {type(error).__name__}: {error}"
+        swallow(f"hook {label}")
 
     def remove(self, owner: Any, name: str) -> None:
         """Undo the replacement of one attribute."""

@@ -13,6 +13,7 @@ import logging
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 
 from otel_ml import names
@@ -24,6 +25,7 @@ __all__ = ["Logs"]
 
 # What we, OpenTelemetry and its transports say; and torch's record of each compilation, which is for its own tools.
 _UNHEARD = ("otel_ml", "opentelemetry", "urllib3", "grpc", "torch.__trace")
+_BELOW_UNHEARD = tuple(f"{name}." for name in _UNHEARD)
 
 
 class _Handler(LoggingHandler):
@@ -66,8 +68,13 @@ class Logs:
 
         @functools.wraps(original)
         def callHandlers(self: logging.Logger, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-            original(self, record)
-            if not record.name.startswith(_UNHEARD):
+            # Inside an export: what a transport says of it is not the program's to print, and what a handler of
+            # the program's says about that, sent on, would make the next export, and so on for ever.
+            exporting = get_value(_SUPPRESS_INSTRUMENTATION_KEY)
+            unheard = record.name in _UNHEARD or record.name.startswith(_BELOW_UNHEARD)
+            if not (exporting and unheard and record.levelno < logging.WARNING):
+                original(self, record)
+            if not (exporting or unheard):
                 try:
                     if not (logs._theirs and _has_handler(self)):
                         logs.handler.emit(record)

@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from otel_ml.errors import SettingsError
+from otel_ml.errors import SettingsError, swallowed
 from otel_ml.pipeline.ids import SystemIds
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = ["Providers"]
 logger = logging.getLogger("otel_ml")
 
 _DELAY_MS = 1000
+_STORE_MS = 150
 _METRICS_MS = 10_000
 
 
@@ -57,15 +58,54 @@ class _OfOneProcess:
         """Flush the inner one, in its own process only."""
         return not self._ours() or self.inner.force_flush(timeout_millis)
 
+    def _rest(self, batch: Any, encode: Callable[[Any], Any]) -> list[Any]:
+        """Of a batch that an OTLP exporter refused: what is left when what OTLP cannot hold is taken out, if any is.
+
+        One lone surrogate or integer above int64 makes the SDK lose all that is sent together.
+        """
+        if not type(self.inner).__module__.startswith("opentelemetry.exporter.otlp"):
+            return []
+        rest = [record for record in batch if _can(encode, record)]
+        return rest if len(rest) < len(batch) else []
+
+
+def _can(encode: Callable[[Any], Any], record: Any) -> bool:
+    try:
+        encode([record]).SerializePartialToString()
+    except Exception:  # noqa: BLE001 - protobuf's errors have no common root
+        swallowed.add("encoding for OTLP")
+        return False
+    return True
+
+
+def _encode_spans(spans: Any) -> Any:
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+    return encode_spans(spans)
+
+
+def _encode_logs(logs: Any) -> Any:
+    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+
+    return encode_logs(logs)
+
 
 class _Spans(_OfOneProcess, SpanExporter):
     def export(self, spans: Any) -> Any:
-        return self.inner.export(spans) if self._ours() else SpanExportResult.SUCCESS
+        if not self._ours():
+            return SpanExportResult.SUCCESS
+        result = self.inner.export(spans)
+        rest = [] if result is SpanExportResult.SUCCESS else self._rest(spans, _encode_spans)
+        return self.inner.export(rest) if rest else result
 
 
 class _Logs(_OfOneProcess, LogRecordExporter):
     def export(self, batch: Any) -> Any:
-        return self.inner.export(batch) if self._ours() else LogRecordExportResult.SUCCESS
+        if not self._ours():
+            return LogRecordExportResult.SUCCESS
+        result = self.inner.export(batch)
+        rest = [] if result is LogRecordExportResult.SUCCESS else self._rest(batch, _encode_logs)
+        return self.inner.export(rest) if rest else result
 
 
 class _SpanBatches(BatchSpanProcessor):
@@ -208,12 +248,11 @@ class Providers:
             self._store(signal)
 
     def _store(self, signal: str) -> None:
-        half = _DELAY_MS // 2
         if signal == "traces" and hasattr(self.tracer, "add_span_processor"):
-            self._kept.append(_SpanBatches(self._writer.span_exporter, half))
+            self._kept.append(_SpanBatches(self._writer.span_exporter, _STORE_MS))
             self.tracer.add_span_processor(self._kept[-1])
         elif signal == "logs" and hasattr(self.logger, "add_log_record_processor"):
-            self._kept.append(_LogBatches(self._writer.log_exporter, half))
+            self._kept.append(_LogBatches(self._writer.log_exporter, _STORE_MS))
             self.logger.add_log_record_processor(self._kept[-1])
         elif signal == "metrics" and hasattr(self.meter, "add_metric_reader"):
             reader = _periodic(_Metrics(self._writer.metric_exporter))

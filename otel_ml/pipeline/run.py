@@ -22,7 +22,7 @@ from otel_ml import names
 from otel_ml.core import runtime
 from otel_ml.core.clock import Anchor, now
 from otel_ml.core.context import optimizers, recorders, roots
-from otel_ml.errors import guard
+from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import bulk, dice
 from otel_ml.pipeline.aggregate import Aggregate
 from otel_ml.pipeline.drain import Drain
@@ -169,7 +169,9 @@ class Run:
         with guard("the end of the local store"):
             if self.writer is not None:
                 if self.drain.active:
-                    self.providers.end_store(timeout_ms)
+                    with guard("the last records"):
+                        self.providers.end_store(timeout_ms)
+                    self.totals.errors = sum(swallowed.counts.values())
                     self.writer.finish(
                         totals=self.totals.to_dict(),
                         ended_unix_ns=self.totals.ended_unix_ns or time.time_ns(),

@@ -318,6 +318,8 @@ class StoreWriter:
             advice = ""
         elif any(word in text for word in ("full", "No space", "too large", "disk I/O")):
             advice = ": free some space, or delete runs with `otel-ml runs rm`"
+        elif _is_damaged(complaint):
+            advice = ": its file was damaged, a new one is begun"
         elif "locked" in text:
             advice = ": close what has the file open for writing"
         else:
@@ -350,6 +352,8 @@ class StoreWriter:
             self._tally.unsaved.clear()
         except (OSError, sqlite3.Error, StoreError) as error:
             self._roll_back(before)
+            if _is_damaged(error):
+                self._connection = None  # somebody wrote into the file: the next export starts a new one
             return error
         except BaseException:
             self._roll_back(before)
@@ -531,6 +535,10 @@ def _mounts() -> str:
         return Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return ""
+
+
+def _is_damaged(error: Exception) -> bool:
+    return "malformed" in str(error) or "not a database" in str(error)
 
 
 def _bytes_of(path: str) -> int:

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.launching import LAUNCHERS, PROGRAMS, launch, plainly, step_records, totals
+from tests.e2e.launching import LAUNCHERS, PLAIN, PROGRAMS, Outcome, launch, step_records, totals
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 # Those with a test of their own, here or beside this file.
-SPECIAL = {"terminated", "interrupt", "timed", "fast", "compile_inductor", "own_providers", "observed"}
-ORDINARY = sorted(p.stem for p in PROGRAMS.glob("*.py") if p.stem not in SPECIAL)
+SPECIAL = {"terminated", "interrupt", "timed", "fast", "own_providers", "observed"}
+SLOW = {"compile_inductor"}
+ORDINARY = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in sorted(p.stem for p in PROGRAMS.glob("*.py") if p.stem not in SPECIAL)
+]
+
+
+@functools.cache
+def outcomes(program: str, scratch: Path) -> dict[str, tuple[Outcome, Path]]:
+    """What the program does alone and under each launcher, and where it was recorded; side by side, once a session."""
+
+    def one(launcher: tuple[str, ...], folder: Path) -> tuple[Outcome, Path]:
+        folder.mkdir(parents=True)
+        return launch(launcher, f"{program}.py", cwd=folder, OTEL_ML_DIR=str(folder / "runs")), folder / "runs"
+
+    ways = {"plain": PLAIN, **LAUNCHERS}
+    folders = [scratch / program / str(number) for number in range(len(ways))]
+    with ThreadPoolExecutor(len(ways)) as pool:
+        return dict(zip(ways, pool.map(one, ways.values(), folders), strict=True))
 
 
 def counted(directory: Path, truth: dict[str, Any]) -> dict[str, Any]:
@@ -37,17 +57,17 @@ def counted(directory: Path, truth: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("program", ORDINARY)
-def test_program(program: str, launcher: str, tmp_path: Path, scratch: Path) -> None:
+def test_program(program: str, launcher: str, scratch: Path) -> None:
     """A program prints and exits as it does without us, and its steps are counted exactly."""
-    plain = plainly(f"{program}.py", scratch)
-    ours = launch(LAUNCHERS[launcher], f"{program}.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+    plain, _ = outcomes(program, scratch)["plain"]
+    ours, runs = outcomes(program, scratch)[launcher]
 
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code)
     truth = plain.truth
     if truth["exit"] == 0:
         assert ours.code == 0
     expected = {k: v for k, v in truth.items() if v is not None}
-    found = counted(tmp_path / "runs", truth)
+    found = counted(runs, truth)
     assert found == {k: expected[k] for k in found}
 
 
@@ -59,22 +79,22 @@ EXACT = [
 
 
 @pytest.mark.parametrize("program", EXACT)
-def test_loss(program: str, tmp_path: Path) -> None:
+def test_loss(program: str, scratch: Path) -> None:
     """The loss in each step's record is what the program prints, to the last bit."""
-    ours = launch(LAUNCHERS["otel-ml run"], f"{program}.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+    ours, runs = outcomes(program, scratch)["otel-ml run"]
 
     printed = [float(words[1]) for words in ours.losses()]
-    found = [row.get("ml.training.loss") for row in step_records(tmp_path / "runs")]
+    found = [row.get("ml.training.loss") for row in step_records(runs)]
     assert len(printed) > 0
     assert repr(found) == repr(printed)
 
 
 @pytest.mark.parametrize("program", ["gan", "gan_loader"])
-def test_losses_of_two_optimizers(program: str, tmp_path: Path) -> None:
+def test_losses_of_two_optimizers(program: str, scratch: Path) -> None:
     """Each optimizer of a GAN has its own loss in the record, to the last bit."""
-    ours = launch(LAUNCHERS["otel-ml run"], f"{program}.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+    ours, runs = outcomes(program, scratch)["otel-ml run"]
 
-    rows = step_records(tmp_path / "runs")
+    rows = step_records(runs)
     by_name: dict[str, list[float]] = {}
     for words in ours.losses():
         by_name.setdefault(words[-2], []).append(float(words[-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,14 +10,13 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, final
 
-from otel_ml.store.reader import RunReader, list_runs
-from tests.e2e import launching
+from otel_ml.store.reader import list_runs
 from tests.e2e.launching import Outcome, environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from otel_ml.store.reader import Run
 
@@ -40,14 +40,13 @@ def once(condition: Callable[[], T | None], what: str) -> T:
         time.sleep(0.02)
 
 
+@final
 class Process:
     """A program that runs: a context, at whose end nothing of it is left."""
 
-    def __init__(
-        self, launcher: tuple[str, ...], program: str | Path, *arguments: str, cwd: Path, **env: str
-    ) -> None:
+    def __init__(self, launcher: tuple[str, ...], program: str | Path, *arguments: str, cwd: Path, **env: str) -> None:
         path = PROGRAMS / program if isinstance(program, str) else program
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this
         self._lines: list[str] = []
         self._process = subprocess.Popen(
             [*launcher, str(path), *arguments],
@@ -59,10 +58,12 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        if self._process.poll() is None:  # a test has failed; torchrun ends its ranks when it is asked to end
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.communicate()
         self._stderr.close()
 
@@ -87,6 +88,12 @@ class Process:
         self._process.stdin.write(f"{line}\n".encode())
         self._process.stdin.flush()
 
+    def hang_up(self) -> None:
+        """Let the program read the end of its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.stdin = None
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process that was started, not to its children."""
         os.kill(self._process.pid, number)
@@ -107,8 +114,8 @@ class Process:
 
 def run(launcher: tuple[str, ...], program: str | Path, *arguments: str, cwd: Path, **env: str) -> Outcome:
     """Run a program of this folder to its end."""
-    path = PROGRAMS / program if isinstance(program, str) else program
-    return launching.launch(launcher, path, *arguments, cwd=cwd, timeout=PATIENCE_S, **env)
+    with Process(launcher, program, *arguments, cwd=cwd, **env) as process:
+        return process.end()
 
 
 def side_by_side(work: Callable[[U], T], given: Iterable[U], *, at_once: int = 3) -> dict[U, T]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gzip
 import socket
 import threading
-from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["BEHAVIOURS", "Receiver"]
 
 
+@final
 class Receiver:
     """A server that listens until the end of the context; `behaviour` is one of `BEHAVIOURS`."""
 
@@ -68,19 +68,19 @@ class Receiver:
         requests = self._parsed("/v1/logs", ExportLogsServiceRequest)
         return [s for r in requests for o in r.resource_logs for i in o.scope_logs for s in i.log_records]
 
-    def counted(self, metric: str) -> dict[int, float]:
-        """The last value of a cumulative counter, summed over its attributes, by the pid that sent it."""
-        last: dict[tuple[int, str], float] = {}
+    def counted(self, metric: str) -> dict[str, float]:
+        """The last value of a cumulative counter, summed over its attributes, by the instance that sent it."""
+        last: dict[tuple[str, str], float] = {}
         for request in self._parsed("/v1/metrics", ExportMetricsServiceRequest):
             for outer in request.resource_metrics:
-                pid = self._pid(outer.resource)
+                who = _instance(outer.resource)
                 for found in (m for inner in outer.scope_metrics for m in inner.metrics if m.name == metric):
                     for point in found.sum.data_points:
-                        last[pid, str(point.attributes)] = point.as_int or point.as_double
-        totals: Counter[int] = Counter()
-        for (pid, _), value in last.items():
-            totals[pid] += value  # type: ignore[assignment]
-        return dict(totals)
+                        last[who, str(point.attributes)] = point.as_int or point.as_double
+        totals: dict[str, float] = {}
+        for (who, _), value in last.items():
+            totals[who] = totals.get(who, 0) + value
+        return totals
 
     def instances(self) -> set[str]:
         """The `service.instance.id` of everything that was sent: one a process."""
@@ -91,18 +91,15 @@ class Receiver:
             ("/v1/metrics", ExportMetricsServiceRequest, "resource_metrics"),
         ):
             for request in self._parsed(path, kind):
-                for part in getattr(request, outer):
-                    found |= {
-                        a.value.string_value for a in part.resource.attributes if a.key == "service.instance.id"
-                    }
+                found |= {_instance(part.resource) for part in getattr(request, outer)}
         return found
 
     def _parsed(self, path: str, kind: Any) -> list[Any]:
         return [kind.FromString(body) for where, body in self.bodies if where == path]
 
-    @staticmethod
-    def _pid(resource: Any) -> int:
-        return next((a.value.int_value for a in resource.attributes if a.key == "process.pid"), 0)
+
+def _instance(resource: Any) -> str:
+    return next(str(a.value.string_value) for a in resource.attributes if a.key == "service.instance.id")
 
 
 def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:

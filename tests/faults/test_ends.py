@@ -6,12 +6,12 @@ import os
 import re
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from otel_ml.store.reader import RunReader
-from tests.e2e.launching import LAUNCHERS, RUN, step_records
+from tests.e2e.launching import LAUNCHERS, RUN, step_records, totals
 from tests.faults.processes import Process, once, side_by_side, stored, wait_until
 from tests.faults.receiver import Receiver
 
@@ -172,3 +172,53 @@ def test_no_goodbye(tmp_path: Path) -> None:
         found = stored(tmp_path / order / "runs")
         assert found is not None
         assert (found.state, found.steps, found.problems) == ("killed", 19, ())
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+MEMORY = {"caught": (0, 22, "✓ finished, exit code 0", "finished", 20), "uncaught": (
+    1, 11, "✗ failed, exit code 1", "failed", 10
+)}  # fmt: skip
+
+
+def test_out_of_memory(tmp_path: Path) -> None:
+    """A program that has used up its memory meets its own MemoryError and no other, and what it did is kept."""
+
+    def work(mode: str) -> tuple[int, int, str, str, int]:
+        runs = tmp_path / mode
+        with Process(RUN, "memory.py", mode, cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+            program.until("READY")
+            wait_until(runs, steps=9)
+            program.say("on")
+            outcome = program.end()
+        lines = len(outcome.stdout.splitlines())
+        assert outcome.stderr.count("Traceback") == (mode == "uncaught")
+        return outcome.code, lines, headline(outcome), totals(runs).outcome, totals(runs).steps
+
+    assert side_by_side(work, MEMORY) == MEMORY
+
+
+# --- servers -----------------------------------------------------------------------------------
+
+
+def test_server_that_ends_by_its_signal(tmp_path: Path) -> None:
+    """A server that ends itself by SIGTERM once it has tidied up, so that `atexit` never runs, ends so, and is told."""
+    runs = tmp_path / "runs"
+    with Process(RUN, "server.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+        program.until("READY")
+        once(lambda: asked(runs) == 8, "eight answers in the store")
+        program.send(signal.SIGTERM)
+        outcome = program.end()
+
+    assert (outcome.code, outcome.stdout) == (-signal.SIGTERM, "READY\ntidied up\n")
+    assert headline(outcome) == "✗ killed by signal 15 (SIGTERM)"
+    found = stored(runs)
+    assert found is not None
+    assert (found.state, found.problems) == ("killed", ())
+    assert asked(runs) == 8
+
+
+def asked(runs: Path) -> int:
+    """The answers in the store."""
+    found = stored(runs)
+    return 0 if found is None else len(RunReader(found).spans("ml.inference"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from otel_ml.store.reader import RunReader
 from tests.e2e.launching import BIN, INSTRUMENT, PLAIN, RUN, recorded
-from tests.faults.processes import run, side_by_side, stored
+from tests.faults.processes import run, stored
 from tests.faults.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -18,13 +19,23 @@ if TYPE_CHECKING:
     from tests.e2e.launching import Outcome
 
 
-def both(launcher: tuple[str, ...], program: str, *arguments: str, cwd: Path) -> tuple[Outcome, Outcome, Receiver]:
-    """The program's end without us and with us, and what was sent meanwhile."""
+def with_us(launcher: tuple[str, ...], program: str, *arguments: str, cwd: Path) -> tuple[Outcome, Receiver]:
+    """The program's end with us, and what was sent meanwhile."""
     with Receiver() as receiver:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_ML_DIR": str(cwd / "runs")}
-        ways: dict[tuple[str, ...], dict[str, str]] = {PLAIN: {}, launcher: environ}
-        ended = side_by_side(lambda way: run(way, program, *arguments, cwd=cwd, **ways[way]), ways)
-    return ended[PLAIN], ended[launcher], receiver
+        return run(launcher, program, *arguments, cwd=cwd, **environ), receiver
+
+
+@functools.cache
+def without_us(program: str, *arguments: str, cwd: Path) -> Outcome:
+    """The program's end without us, once a session."""
+    return run(PLAIN, program, *arguments, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the programs without us."""
+    return tmp_path_factory.mktemp("plain")
 
 
 def sent(receiver: Receiver) -> dict[str, Any]:
@@ -45,12 +56,12 @@ def kept(directory: Path) -> list[tuple[int, str]]:
     return [(totals.steps, totals.outcome) for totals in recorded(directory).totals()]
 
 
-@pytest.mark.parametrize("launcher", [RUN, INSTRUMENT])
-def test_forks(launcher: tuple[str, ...], tmp_path: Path) -> None:
+def test_forks(tmp_path: Path, scratch: Path) -> None:
     """Forked children run and end as without us, have no thread of ours, and add nothing to what is told."""
-    plain, ours, receiver = both(launcher, "forks.py", cwd=tmp_path)
+    ours, receiver = with_us(INSTRUMENT, "forks.py", cwd=tmp_path)
 
-    assert (ours.stdout, ours.code) == (plain.stdout, plain.code)
+    plain = without_us("forks.py", cwd=scratch)
+    assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     assert "threads 1" in ours.stdout
     assert kept(tmp_path / "runs") == [(17, "finished")]
     assert sent(receiver) == {"processes": 1, "steps": 17, "goodbyes": 1, "own": {"in the parent": 1}}
@@ -60,10 +71,11 @@ def test_forks(launcher: tuple[str, ...], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "workers"), [("fork", 16), ("spawn", 4), pytest.param("fork", 64, marks=pytest.mark.slow)]
 )
-def test_loader_workers(kind: str, workers: int, tmp_path: Path) -> None:
+def test_loader_workers(kind: str, workers: int, tmp_path: Path, scratch: Path) -> None:
     """A DataLoader's workers run nothing of ours that they were not born with, and tell of nothing."""
-    plain, ours, receiver = both(INSTRUMENT, "workers.py", kind, str(workers), cwd=tmp_path)
+    ours, receiver = with_us(INSTRUMENT, "workers.py", kind, str(workers), cwd=tmp_path)
 
+    plain = without_us("workers.py", "fork", str(workers), cwd=scratch)  # what they print is the same for all kinds
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     assert kept(tmp_path / "runs") == [(2 * workers, "finished")]
     assert sent(receiver) == {"processes": 1, "steps": 2 * workers, "goodbyes": 1, "own": {}}
@@ -74,10 +86,11 @@ CHILDREN = {"fork": [3], "spawn": [3, 5, 6], "forkserver": [3]}
 
 
 @pytest.mark.parametrize("kind", CHILDREN)
-def test_children_that_train(kind: str, tmp_path: Path) -> None:
+def test_children_that_train(kind: str, tmp_path: Path, scratch: Path) -> None:
     """What a spawned child trains is part of the run, what a forked one trains is not, and both are left alone."""
-    plain, ours, receiver = both(INSTRUMENT, "children.py", kind, cwd=tmp_path)
+    ours, receiver = with_us(INSTRUMENT, "children.py", kind, cwd=tmp_path)
 
+    plain = without_us("children.py", "fork", cwd=scratch)  # what they print is the same for all kinds
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     expected = CHILDREN[kind]
     assert sorted(steps for steps, _ in kept(tmp_path / "runs")) == expected
@@ -85,12 +98,15 @@ def test_children_that_train(kind: str, tmp_path: Path) -> None:
     assert ours.stderr.count("━━ children ━") == 1
 
 
-@pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     """Two ranks under torchrun are one run with one summary, its two processes in step; the agent is none of them."""
     torchrun = str(BIN / "torchrun")
-    words = ("--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=0")
-    ours = run((*RUN, torchrun, *words), "ddp.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+    ours = run(
+        (*RUN, torchrun, "--standalone", "--nproc-per-node=2"),
+        "ddp.py",
+        cwd=tmp_path,
+        OTEL_ML_DIR=str(tmp_path / "runs"),
+    )
 
     assert ours.code == 0, ours.stderr
     assert sorted(ours.stdout.splitlines()) == ["rank 0 of 2 done", "rank 1 of 2 done"]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 PROGRAMS = Path(__file__).parent / "programs"
 TIMEOUT_S = 240
-SHOWN = 1000  # characters of each of two values that differ
+SHOWN = 300  # characters of each of two values that differ
+LINES = 20
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def python(program: str, *arguments: str, cwd: Path, **env: str) -> Account:
 
 def same(hooked: object, plain: object) -> None:
     """Hold that both are equal, and show no more than where they are not."""
-    assert hooked == plain, "\n" + "\n".join(differences(hooked, plain))
+    found = list(differences(hooked, plain))
+    assert hooked == plain, "\n".join(["", *found[:LINES], f"{len(found)} differences"])
 
 
 def differences(hooked: object, plain: object, at: str = "") -> Iterator[str]:

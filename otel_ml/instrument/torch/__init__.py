@@ -8,7 +8,7 @@ from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 from wrapt import register_post_import_hook
-from wrapt.importer import ImportHookFinder
+from wrapt.importer import ImportHookFinder  # type: ignore[import-untyped]
 
 from otel_ml.core import runtime
 from otel_ml.core.context import Registry
@@ -55,8 +55,10 @@ class TorchInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 def _torch_imported(torch: Any) -> None:
     if not _state["on"] or "root forward" in _patches.report:
         return
-    with guard("hooking torch"):  # or it would come out of the program's `import torch`
+    try:
         _hook(torch)
+    except Exception as error:  # noqa: BLE001 - or it would come out of the program's `import torch`
+        _patches.failed("torch", error)
 
 
 def _hook(torch: Any) -> None:

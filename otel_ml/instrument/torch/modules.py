@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import weakref
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ class Roots:
         self.quiet = 0
         self.classes: dict[type, RootSlot] = {}
         self.window: dict[int, Any] = {}
+        self.compiled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.call = self._make_call()
         self.discover = RootSlot(self._make_discover())
         for function in (RootSlot.__get__, SharedSlot.__get__):
@@ -204,6 +206,7 @@ class Roots:
         self.arm()
         original = self.module.compile
         in_place = self._in_place
+        compiled_modules = self.compiled
 
         @functools.wraps(original)
         def compile(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A001 - torch's name
@@ -211,10 +214,12 @@ class Roots:
             compiled = vars(self).get(SLOT)
             if compiled is not None:
                 vars(self)[SLOT] = in_place(self, compiled)
+                compiled_modules[id(self)] = self
             return result
 
         hide_deep(compile)
         self.patches.set(self.module, "compile", compile)
+        self.patches.undo_with(self._uncover)
         self._install_rearming()
 
     def _install_rearming(self) -> None:
@@ -263,7 +268,15 @@ class Roots:
             finally:
                 _depth.value = before
 
+        compiled_call.__wrapped__ = compiled  # type: ignore[attr-defined]
         return hide(compiled_call)
+
+    def _uncover(self) -> None:
+        """Give every module that was compiled in place what torch had put there."""
+        for module in list(self.compiled.values()):
+            slot = vars(module).get(SLOT)
+            if getattr(slot, "__module__", None) == __name__:
+                vars(module)[SLOT] = slot.__wrapped__
 
 
 def _inside_a_module() -> bool:

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import sys
+from pathlib import Path
 
 from opentelemetry import trace
 from tiny import Tiny
@@ -20,7 +21,7 @@ for number in range(12):
         with tracer.start_as_current_span("in a child"):
             Tiny(number).train(3)
             log.info("in a child")
-        print("threads", len(os.listdir("/proc/self/task")), flush=True)
+        print("threads", len(list(Path("/proc/self/task").iterdir())), flush=True)
         if number == 5:
             sys.exit(3)
         if number == 6:

@@ -37,7 +37,7 @@ def main() -> None:
         loss = model(x).square().mean()
         loss.backward()
         optimizer.step()
-        print("loss", repr(loss.item()), *(threads.tolist() if kind == "fork" else ()))
+        print("loss", repr(loss.item()), "threads of others", *(threads.tolist() if kind == "fork" else (0, 0)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,165 @@
+"""Crowds, overflow, errors of ours, careless handlers, values that nothing can hold, and secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tests.e2e.launching import INSTRUMENT, PLAIN, RUN, recorded, step_records, totals
+from tests.faults.processes import run, side_by_side
+from tests.faults.receiver import Receiver
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.e2e.launching import Outcome
+
+
+def pair(program: str, *arguments: str, cwd: Path, **env: str) -> tuple[Outcome, Outcome]:
+    """The program's end without us and with us."""
+    ways: dict[tuple[str, ...], dict[str, str]] = {PLAIN: {}, RUN: {"OTEL_ML_DIR": str(cwd / "runs"), **env}}
+    ended = side_by_side(lambda way: run(way, program, *arguments, cwd=cwd, **ways[way]), ways)
+    return ended[PLAIN], ended[RUN]
+
+
+def test_crowd(tmp_path: Path) -> None:
+    """Two hundred threads and fifty tasks compute what they did, and every step, answer, span and log is there."""
+    plain, ours = pair("crowd.py", cwd=tmp_path)
+
+    assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
+    found = recorded(tmp_path / "runs")
+    (said,) = found.totals()
+    assert (said.steps, said.steps_failed, said.evaluations, said.records_dropped, said.errors) == (601, 0, 1, 0, 0)
+    assert len(step_records(tmp_path / "runs")) == 601
+    assert Counter(log.body for log in found.logs() if not log.event_name) == {"in a thread": 200, "in a task": 50}
+    assert Counter(span.name for span in found.spans())["in a task"] == 50
+
+
+def test_overflow(tmp_path: Path) -> None:
+    """A full recorder loses events and nothing else: each is counted, and the summary says so."""
+    steps = 4000
+    environ = {"OTEL_ML_DIR": str(tmp_path / "runs"), "OTEL_ML_BUFFER": "1024"}
+    ours = run(RUN, "train.py", str(steps), cwd=tmp_path, **environ)
+
+    assert ours.code == 0
+    assert len(ours.stdout.splitlines()) == steps
+    said = totals(tmp_path / "runs")
+    assert said.records_dropped > 0
+    assert said.records + said.records_dropped == 4 * steps + 1  # zero_grad, forward, backward, step; one construction
+    assert 0 < said.steps < steps
+    assert all(row["ml.step.duration"] >= 0 for row in step_records(tmp_path / "runs"))
+    assert f"{said.records_dropped:,} of our records were dropped" in ours.stderr
+    dropped = recorded(tmp_path / "runs").points("otel_ml.record.dropped", latest=True)
+    assert [point.value for point in dropped] == [said.records_dropped]
+
+
+SABOTAGED = [
+    "otel_ml.instrument.torch.values:scalar",
+    "otel_ml.instrument.torch.values:shape",
+    "otel_ml.instrument.torch.modules:Roots._describe",
+    "otel_ml.core.context:Registry.number",
+    "otel_ml.core.recorder:Recorders._make",
+    "otel_ml.pipeline.steps:Tracker.feed",
+    "otel_ml.pipeline.telemetry:Telemetry.take",
+    "otel_ml.pipeline.spans:Spans.step",
+    "otel_ml.pipeline.instruments:Instruments.flush",
+    "otel_ml.store.writer:StoreWriter._insert",
+]
+
+
+def test_errors_of_ours(tmp_path: Path) -> None:
+    """Where functions of ours raise, the program does not notice; each error is counted, each place logged once."""
+    tally = tmp_path / "tally"
+    plain = run(PLAIN, "sabotage.py", str(tally), cwd=tmp_path)
+    environ = {"OTEL_ML_DIR": str(tmp_path / "runs"), "OTEL_ML_STRICT": "0"}
+    ours = run(RUN, "sabotage.py", str(tally), *SABOTAGED, cwd=tmp_path, **environ)
+
+    assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
+    raised = json.loads(tally.read_text())
+    assert set(raised) == set(SABOTAGED)
+    said = totals(tmp_path / "runs")
+    assert said.errors == sum(raised.values())
+    assert f"otel-ml met {said.errors} errors of its own" in ours.stderr
+    logged = re.findall(r"^otel-ml: error in (.*); the program is not affected$", ours.stderr, re.MULTILINE)
+    assert sorted(logged) == sorted(set(logged))
+    assert said.steps >= 9  # of eleven: two findings met an error
+
+
+def test_careless_handlers(tmp_path: Path) -> None:
+    """A handler that logs, one that raises and a stderr that is a logger do as they did, and each record comes once."""
+    with Receiver() as receiver:
+        plain, ours = pair("handlers.py", cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+
+        assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
+        expected = {"words": 5, "heard stderr": 5}
+        stored = Counter(log.body for log in recorded(tmp_path / "runs").logs() if not log.event_name)
+        assert (stored, totals(tmp_path / "runs").errors) == (expected, 0)
+        assert Counter(log.body.string_value for log in receiver.logs() if not log.event_name) == expected
+
+
+def test_odd_values(tmp_path: Path) -> None:
+    """What no telemetry can hold raises nothing and costs at most itself, in the store and on the wire."""
+    with Receiver() as receiver:
+        plain, ours = pair("odd.py", cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+
+    assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
+    found = recorded(tmp_path / "runs")
+    names = [line.split()[1:-1] for line in ours.stdout.splitlines() if line.startswith("loss ")]
+    ordinary = {f"ordinary {' '.join(name)}" for name in names} | {"ordinary end"}
+    odd = {f"odd {' '.join(name)}" for name in names}
+    for spans in ([s.name for s in found.spans()], [s.name for s in receiver.spans()]):
+        assert {s for s in spans if s.startswith(("ordinary", "odd"))} == ordinary | odd
+    for logs in ([str(log.body) for log in found.logs()], [log.body.string_value for log in receiver.logs()]):
+        # A list that holds itself has no form, and is an error of ours to meet.
+        assert {log for log in logs if log.startswith(("ordinary", "odd "))} == (ordinary | odd | {"odd body"}) - {
+            "odd itself"
+        }
+    (process,) = found.processes()
+    assert process.drops == {"spans unencodable": 1, "logs unencodable": 1}  # the names and texts of lone surrogates
+    said = totals(tmp_path / "runs")
+    assert (said.steps, said.steps_failed, said.outcome) == (len(names), 0, "finished")
+
+
+SECRETS = {
+    "argument": "arg0tr0ub4dor3argument",
+    "word": "w0rdtr0ub4dor3word",
+    "variable": "v4rtr0ub4dor3variable",
+    "url": "ur1tr0ub4dor3url",
+    "header": "h34dtr0ub4dor3header",
+    "exception": "3xctr0ub4dor3exception",
+}
+
+
+def test_secrets(tmp_path: Path) -> None:
+    """Secrets in arguments, variables, headers and an exception's text are neither stored, nor sent, nor printed."""
+    with Receiver() as receiver:
+        ours = run(
+            INSTRUMENT,
+            "confidential.py",
+            f"--api-key={SECRETS['argument']}",
+            "--token",
+            SECRETS["word"],
+            f"--database=postgres://reader:{SECRETS['url']}@db:5432/runs",
+            cwd=tmp_path,
+            OTEL_ML_DIR=str(tmp_path / "runs"),
+            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+            OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{SECRETS['header']}",
+            OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="process,os,host",
+            TRACKER_TOKEN=SECRETS["variable"],
+            PASSWORD_FOR_TEST=SECRETS["exception"],
+        )
+
+    assert ours.code == 1
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file())
+    sent = b"".join(body for _, body in receiver.bodies)
+    assert b"ConnectionError" in stored
+    assert b"ConnectionError" in sent
+    assert b"confidential.py" in sent
+    assert [kind for kind, secret in SECRETS.items() if secret.encode() in stored] == []
+    assert [kind for kind, secret in SECRETS.items() if secret.encode() in sent] == []
+    traceback, _, summary = ours.stderr.partition("━━ confidential ━")
+    assert SECRETS["exception"] in traceback  # Python's own, as ever
+    assert summary
+    assert not [kind for kind, secret in SECRETS.items() if secret in summary]
