@@ -137,6 +137,10 @@ class Recorder:
         self.taken += count // WIDTH
         return chunk
 
+    def is_over(self) -> bool:
+        """Whether its thread has ended and the drain has nothing more to take or to tell of it."""
+        return not self.alive and not self.buffer and self.tracker is None
+
     # --- the online step counter -----------------------------------------------------
 
     def trains(self) -> bool:
@@ -254,10 +258,10 @@ class Recorders:
         return self.main or next((r for r in self.all if r.trains()), mine)
 
     def retired(self) -> Iterator[Recorder]:
-        """Recorders whose thread has ended and which hold nothing more; they are let go of."""
+        """Recorders whose thread has ended and of which all is told; they are let go of."""
         with self._lock:
-            gone = [r for r in self.all if not r.alive and not r.buffer]
-            self.all = [r for r in self.all if r.alive or r.buffer]
+            gone = [r for r in self.all if r.is_over()]
+            self.all = [r for r in self.all if r not in gone]
             self.gone = (
                 self.gone[0] + sum(r.taken for r in gone),
                 self.gone[1] + sum(r.dropped for r in gone),

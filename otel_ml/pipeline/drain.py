@@ -73,10 +73,12 @@ class Drain:
             fullest = 0.0
             for recorder in list(recorders.all):
                 fullest = max(fullest, len(recorder.buffer) / recorder.limit)
+                over = not recorder.alive  # asked first: what a thread records before it ends is then taken
                 self._drain(recorder, pause=pause)
-                if not recorder.alive and recorder.tracker is not None:
+                if over and recorder.tracker is not None:
                     recorder.tracker.finish()
                     self._tell(recorder)
+                    recorder.tracker = None
             for _ in recorders.retired():
                 pass
             self.cpu_s = time.thread_time()

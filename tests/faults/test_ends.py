@@ -34,84 +34,79 @@ def worked_s(pid: int) -> float:
 # --- SIGTERM -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_terminated_inside_c(launcher: str, tmp_path: Path) -> None:
+def test_terminated_inside_c(tmp_path: Path) -> None:
     """SIGTERM inside a multiplication of many seconds kills at once, by that signal, and the steps before are kept."""
-    runs = tmp_path / "runs"
-    with Process(LAUNCHERS[launcher], "told.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
-        pid = int(program.until("READY")[0])
-        wait_until(runs, steps=19)  # the last one is open until something follows
-        program.say("busy")
-        program.until("BUSY")
-        before = worked_s(pid)
-        once(lambda: worked_s(pid) > before + 0.2, "work inside the multiplication")
-        program.send(signal.SIGTERM)
-        outcome = program.end()
 
-    assert outcome.code == -signal.SIGTERM
-    assert "finished" not in outcome.stdout
-    assert [row["ml.step.number"] for row in step_records(runs)] == list(range(19))
-    found = stored(runs)
-    assert found is not None
-    assert (found.state, found.problems) == ("killed", ())
-    if LAUNCHERS[launcher] == RUN:
-        assert headline(outcome) == "✗ killed by signal 15 (SIGTERM)"
+    def work(launcher: str) -> Outcome:
+        runs = tmp_path / launcher
+        with Process(LAUNCHERS[launcher], "told.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+            pid = int(program.until("READY")[0])
+            wait_until(runs, steps=19)  # the last one is open until something follows
+            program.say("busy")
+            program.until("BUSY")
+            before = worked_s(pid)
+            once(lambda: worked_s(pid) > before + 0.2, "work inside the multiplication")
+            program.send(signal.SIGTERM)
+            return program.end()
+
+    outcomes = side_by_side(work, LAUNCHERS)
+
+    assert {(o.code, "finished" in o.stdout) for o in outcomes.values()} == {(-signal.SIGTERM, False)}
+    for launcher in LAUNCHERS:
+        assert [row["ml.step.number"] for row in step_records(tmp_path / launcher)] == list(range(19))
+        found = stored(tmp_path / launcher)
+        assert found is not None
+        assert (found.state, found.problems) == ("killed", ())
+    assert headline(outcomes["otel-ml run"]) == "✗ killed by signal 15 (SIGTERM)"
 
 
 # --- SIGINT --------------------------------------------------------------------------------
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C ends the program by SIGINT with its own traceback, and the whole run is kept."""
-    runs = tmp_path / "runs"
-    with Process(RUN, "patient.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
-        program.until("READY")
-        program.send(signal.SIGINT)
-        outcome = program.end()
+    """Ctrl-C, and a second one while the program tidies up, end it by SIGINT as they would, and the run is kept."""
 
-    assert outcome.code == -signal.SIGINT
-    assert outcome.stdout.endswith("READY\nLEAVING\n")
-    assert "\nKeyboardInterrupt\n" in outcome.stderr
-    assert "otel_ml/" not in outcome.stderr
-    assert headline(outcome) == "■ interrupted by signal 2 (SIGINT)"
-    (totals,) = RunReader(runs.joinpath(*[p.name for p in runs.iterdir()])).totals()
-    assert (totals.outcome, totals.steps >= 20, totals.records_dropped) == ("interrupted", True, 0)
-
-
-def test_interrupted_twice(tmp_path: Path) -> None:
-    """A second Ctrl-C, while the program tidies up, ends it as it would have."""
-    runs = tmp_path / "runs"
-    with Process(RUN, "patient.py", "tidy", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
-        program.until("READY")
-        program.send(signal.SIGINT)
-        program.until("TIDYING")
-        program.send(signal.SIGINT)
-        outcome = program.end()
-
-    assert outcome.code == -signal.SIGINT
-    assert outcome.stdout.endswith("TIDYING\nLEAVING\n")
-    assert outcome.stderr.count("\nKeyboardInterrupt\n") == 2
-    assert "otel_ml/" not in outcome.stderr
-    assert headline(outcome) == "■ interrupted by signal 2 (SIGINT)"
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_interrupted_while_we_send(launcher: str, tmp_path: Path) -> None:
-    """A second Ctrl-C, while we wait for an endpoint at the exit, ends that wait at once and without a word."""
-    environ = {"OTEL_ML_SHUTDOWN_TIMEOUT": "600", "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
-    with Receiver("stalled") as receiver:
-        environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_ML_DIR": str(tmp_path / "runs")}
-        with Process(LAUNCHERS[launcher], "patient.py", cwd=tmp_path, **environ) as program:
+    def work(way: str) -> Outcome:
+        runs = tmp_path / way
+        with Process(RUN, "patient.py", way, cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
             program.until("READY")
             program.send(signal.SIGINT)
-            program.until("LEAVING")
-            once(lambda: finished(tmp_path / "runs"), "the run's end in the store")
-            program.send(signal.SIGINT)
-            outcome = program.end()
+            if way == "tidy":
+                program.until("TIDYING")
+                program.send(signal.SIGINT)
+            return program.end()
 
-    assert outcome.code == -signal.SIGINT
-    assert outcome.stderr.count("KeyboardInterrupt\n") == (2 if LAUNCHERS[launcher] == RUN else 1)
-    assert "otel_ml/" not in outcome.stderr
+    outcomes = side_by_side(work, ["once", "tidy"])
+
+    assert {(o.code, headline(o)) for o in outcomes.values()} == {(-2, "■ interrupted by signal 2 (SIGINT)")}
+    assert outcomes["once"].stdout.endswith("READY\nLEAVING\n")
+    assert outcomes["tidy"].stdout.endswith("READY\nTIDYING\nLEAVING\n")
+    for way, outcome in outcomes.items():
+        traceback, _, _ = outcome.stderr.partition("━━ patient")
+        assert traceback.count("\nKeyboardInterrupt\n") == (2 if way == "tidy" else 1)
+        assert "otel_ml/" not in traceback
+        said = totals(tmp_path / way)
+        assert (said.outcome, said.steps >= 20, said.records_dropped) == ("interrupted", True, 0)
+
+
+def test_interrupted_while_we_send(tmp_path: Path) -> None:
+    """A second Ctrl-C, while we wait for an endpoint at the exit, ends that wait at once and without a word."""
+
+    def work(launcher: str) -> tuple[int, int, bool]:
+        runs = tmp_path / launcher
+        environ = {"OTEL_ML_SHUTDOWN_TIMEOUT": "600", "OTEL_EXPORTER_OTLP_TIMEOUT": "600", "OTEL_ML_DIR": str(runs)}
+        with Receiver("stalled") as receiver:
+            environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.endpoint
+            with Process(LAUNCHERS[launcher], "patient.py", cwd=tmp_path, OTEL_ML_SUMMARY="0", **environ) as program:
+                program.until("READY")
+                program.send(signal.SIGINT)
+                program.until("LEAVING")
+                once(lambda: finished(runs), "the run's end in the store")
+                program.send(signal.SIGINT)
+                outcome = program.end()
+        return outcome.code, outcome.stderr.count("KeyboardInterrupt"), "otel_ml/" in outcome.stderr
+
+    assert side_by_side(work, LAUNCHERS) == dict.fromkeys(LAUNCHERS, (-signal.SIGINT, 1, False))
 
 
 def finished(runs: Path) -> bool:
@@ -146,10 +141,10 @@ def test_killed_in_a_step(tmp_path: Path) -> None:
 SECOND_NS = 1_000_000_000
 
 ENDS = {
-    "_exit 0": (0, "✓ finished, exit code 0"),
-    "_exit 3": (3, "✗ failed, exit code 3"),
-    "segfault": (-signal.SIGSEGV, "✗ killed by signal 11 (SIGSEGV)"),
-    "abort": (-signal.SIGABRT, "✗ killed by signal 6 (SIGABRT)"),
+    "_exit 0": (0, "✓ finished, exit code 0", "finished"),
+    "_exit 3": (3, "✗ failed, exit code 3", "failed"),
+    "segfault": (-signal.SIGSEGV, "✗ killed by signal 11 (SIGSEGV)", "killed"),
+    "abort": (-signal.SIGABRT, "✗ killed by signal 6 (SIGABRT)", "killed"),
 }
 
 
@@ -167,11 +162,12 @@ def test_no_goodbye(tmp_path: Path) -> None:
 
     outcomes = side_by_side(work, ENDS)
 
-    assert {order: (outcome.code, headline(outcome)) for order, outcome in outcomes.items()} == ENDS
-    for order in ENDS:
-        found = stored(tmp_path / order / "runs")
-        assert found is not None
-        assert (found.state, found.steps, found.problems) == ("killed", 19, ())
+    found = {order: stored(tmp_path / order / "runs") for order in ENDS}
+    assert {
+        order: (outcome.code, headline(outcome), run and run.state)
+        for (order, outcome), run in zip(outcomes.items(), found.values(), strict=True)
+    } == ENDS
+    assert {(run and run.steps, run and run.problems) for run in found.values()} == {(19, ())}
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -12,16 +12,16 @@ from otel_ml.pipeline import dice
 
 def test_dice() -> None:
     """What the SDK draws leaves the program's generator as it was, and both modules get theirs back by identity."""
-    before = exemplar_reservoir.randrange, http.random
+    before = vars(exemplar_reservoir)["randrange"], vars(http)["random"]
     for _ in range(2):
         dice.install()
         random.seed(1)
         state = random.getstate()
-        exemplar_reservoir.randrange(0, 10)
-        http.random.uniform(0, 1)
+        vars(exemplar_reservoir)["randrange"](0, 10)
+        vars(http)["random"].uniform(0, 1)
         assert random.getstate() == state
         dice.uninstall()
-        assert exemplar_reservoir.randrange is before[0]
-        assert http.random is before[1]
-    http.random.uniform(0, 1)
+        assert vars(exemplar_reservoir)["randrange"] is before[0]
+        assert vars(http)["random"] is before[1]
+    vars(http)["random"].uniform(0, 1)
     assert random.getstate() != state
