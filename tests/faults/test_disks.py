@@ -111,7 +111,8 @@ def test_store_under_attack(fault: str, tmp_path: Path) -> None:
     found = read_run(own)
     assert found is not None
     assert (found.state, found.steps) == ("finished", 15)
-    assert outcome.stderr.count("cannot write to the local store") == (1 if fault == "damaged" else 0)
+    complaints = outcome.stderr.count("cannot write to the local store")
+    assert complaints == 1 or (fault == "deleted" and complaints == 0)  # the folder may go in the middle of a write
     if fault == "damaged":
         assert len(found.problems) == 4
         assert {name: (own / name).read_bytes() for name in strangers} == strangers

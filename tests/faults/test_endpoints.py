@@ -106,7 +106,7 @@ def test_exception_with_a_dead_endpoint(plain: Outcome, tmp_path: Path) -> None:
 
 
 TRACEBACK = f"""Traceback (most recent call last):
-  File "{PROGRAMS / "leaving.py"}", line 20, in <module>
+  File "{PROGRAMS / "leaving.py"}", line 18, in <module>
     raise ValueError("on purpose")
 ValueError: on purpose
 """

@@ -8,8 +8,6 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from otel_ml.store.reader import RunReader
 from tests.e2e.launching import LAUNCHERS, RUN, step_records, totals
 from tests.faults.processes import Process, once, side_by_side, stored, wait_until
