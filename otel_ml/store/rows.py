@@ -1,0 +1,296 @@
+"""Records of OpenTelemetry as rows of the store: indexed columns, and the OTLP bytes of each record.
+
+Pure functions, called by the writer on the SDK's export threads. A record that OTLP has no
+form for is left out and counted; the others of its batch are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.metrics.export import Histogram as HistogramData
+from opentelemetry.trace import format_span_id, format_trace_id
+
+from otel_ml import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from opentelemetry.sdk._logs import ReadableLogRecord
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+__all__ = ["ENCODERS", "Origin", "attributes_json", "count", "json_of", "text_of"]
+
+INT64 = 1 << 63
+
+Row = tuple[Any, ...]
+
+
+@dataclasses.dataclass
+class Origin:
+    """Who made a group of rows: a resource and a scope, as columns of their tables."""
+
+    resource: Row
+    scope: Row
+    rows: list[Row]
+
+
+def json_of(value: object) -> str:
+    """A value as compact JSON text."""
+    return json.dumps(value, default=_plain, separators=(",", ":"))
+
+
+def _plain(value: object) -> object:
+    """What JSON has no word for: mappings and sequences of the SDK, bytes, anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return list(value)
+    return value.hex() if isinstance(value, (bytes, bytearray)) else str(value)
+
+
+def attributes_json(attributes: Mapping[str, Any] | None) -> str:
+    """Attributes as a JSON object."""
+    return json_of(dict(attributes)) if attributes else "{}"
+
+
+def text_of(value: str) -> str:
+    """Text that SQLite takes: lone surrogates become question marks."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _step(attributes: Mapping[str, Any] | None) -> int | None:
+    step = attributes.get(names.STEP_NUMBER) if attributes else None
+    return step if isinstance(step, int) and step < INT64 else None
+
+
+def _time(unix_ns: int | None) -> int:
+    """An instant as it is stored.
+
+    Raises:
+        OverflowError: it is beyond SQLite's integers; the record counts as unencodable.
+    """
+    if unix_ns is not None and unix_ns >= INT64:
+        raise OverflowError(unix_ns)
+    return unix_ns or 0
+
+
+def _number(value: float | None) -> float | str | None:
+    """A number as it is stored: a NaN as text, since SQLite would make it NULL; a huge sum as a double."""
+    if isinstance(value, int):
+        return value if -INT64 <= value < INT64 else float(value)
+    return "nan" if value is not None and math.isnan(value) else value
+
+
+def _origin(
+    resource: Resource, scope: InstrumentationScope | None, resource_otlp: bytes, scope_otlp: bytes, rows: list[Row]
+) -> Origin:
+    return Origin(
+        (resource.schema_url, attributes_json(resource.attributes), resource_otlp),
+        ("", None, None, "{}", scope_otlp)
+        if scope is None
+        else (scope.name, scope.version, scope.schema_url, attributes_json(scope.attributes), scope_otlp),
+        rows,
+    )
+
+
+def _isolated(records: list[Any], encode: Callable[[list[Any]], Origin]) -> tuple[list[Origin], int]:
+    """Encode records of one resource and scope together; one that cannot be encoded costs only itself."""
+    try:
+        return [encode(records)], 0
+    except Exception:  # noqa: BLE001 - protobuf's errors have no common root; the caller counts them
+        if len(records) == 1:
+            return [], 1
+    return _summed(_isolated([record], encode) for record in records)
+
+
+def _summed(parts: Iterable[tuple[list[Origin], int]]) -> tuple[list[Origin], int]:
+    origins, lost = [], 0
+    for some, missing in parts:
+        origins += some
+        lost += missing
+    return origins, lost
+
+
+def _grouped(records: Iterable[Any], encode: Callable[[list[Any]], Origin]) -> tuple[list[Origin], int]:
+    groups: dict[tuple[int, int], list[Any]] = {}
+    for record in records:
+        groups.setdefault((id(record.resource), id(record.instrumentation_scope)), []).append(record)
+    return _summed(_isolated(group, encode) for group in groups.values())
+
+
+def _encode_spans(records: Sequence[ReadableSpan]) -> tuple[list[Origin], int]:
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+    def encode(spans: list[ReadableSpan]) -> Origin:
+        message = encode_spans(spans).resource_spans[0]
+        inner = message.scope_spans[0]
+        rows = [_span_row(span, sent.SerializeToString()) for span, sent in zip(spans, inner.spans, strict=True)]
+        resource = message.resource.SerializeToString()
+        scope = inner.scope.SerializeToString()
+        return _origin(spans[0].resource, spans[0].instrumentation_scope, resource, scope, rows)
+
+    return _grouped(records, encode)
+
+
+def _span_row(span: ReadableSpan, otlp: bytes) -> Row:
+    context = span.context
+    links = [
+        {
+            "trace_id": format_trace_id(link.context.trace_id),
+            "span_id": format_span_id(link.context.span_id),
+            "attributes": dict(link.attributes or {}),
+        }
+        for link in span.links
+    ]
+    events = [
+        {"name": event.name, "time_unix_ns": event.timestamp, "attributes": dict(event.attributes or {})}
+        for event in span.events
+    ]
+    return (
+        format_trace_id(context.trace_id),
+        format_span_id(context.span_id),
+        None if span.parent is None else format_span_id(span.parent.span_id),
+        span.name,
+        span.kind.name.lower(),
+        _time(span.start_time),
+        _time(span.end_time),
+        span.status.status_code.name.lower(),
+        span.status.description,
+        _step(span.attributes),
+        attributes_json(span.attributes),
+        json_of(links),
+        json_of(events),
+        otlp,
+    )
+
+
+def _encode_logs(records: Sequence[ReadableLogRecord]) -> tuple[list[Origin], int]:
+    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+
+    def encode(logs: list[ReadableLogRecord]) -> Origin:
+        message = encode_logs(logs).resource_logs[0]
+        inner = message.scope_logs[0]
+        rows = [_log_row(log, sent.SerializeToString()) for log, sent in zip(logs, inner.log_records, strict=True)]
+        resource = message.resource.SerializeToString()
+        scope = inner.scope.SerializeToString()
+        return _origin(logs[0].resource, logs[0].instrumentation_scope, resource, scope, rows)
+
+    return _grouped(records, encode)
+
+
+def _log_row(log: ReadableLogRecord, otlp: bytes) -> Row:
+    record = log.log_record
+    body = record.body
+    return (
+        _time(record.timestamp or record.observed_timestamp),
+        record.event_name or None,
+        None if record.severity_number is None else record.severity_number.value,
+        body if body is None or isinstance(body, str) else json_of(body),
+        format_trace_id(record.trace_id) if record.trace_id else None,
+        format_span_id(record.span_id) if record.span_id else None,
+        _step(record.attributes),
+        attributes_json(record.attributes),
+        otlp,
+    )
+
+
+def _encode_points(records: Sequence[MetricsData]) -> tuple[list[Origin], int]:
+    """One row a point: each is wrapped in a copy of its metric that holds it alone."""
+    parts = []
+    for collection in records:
+        for outer in collection.resource_metrics:
+            for inner in outer.scope_metrics:
+                singles = [
+                    dataclasses.replace(metric, data=dataclasses.replace(metric.data, data_points=[point]))  # type: ignore[arg-type]
+                    for metric in inner.metrics
+                    for point in metric.data.data_points
+                ]
+                if singles:
+                    parts.append(_isolated(singles, functools.partial(_encode_scope, outer, inner)))
+    return _summed(parts)
+
+
+def _encode_scope(outer: ResourceMetrics, inner: ScopeMetrics, singles: list[Metric]) -> Origin:
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+    scope = dataclasses.replace(inner, metrics=singles)
+    message = encode_metrics(MetricsData([dataclasses.replace(outer, scope_metrics=[scope])])).resource_metrics[0]
+    sent = message.scope_metrics[0]
+    rows = [_point_row(metric, one.SerializeToString()) for metric, one in zip(singles, sent.metrics, strict=True)]
+    resource = message.resource.SerializeToString()
+    return _origin(outer.resource, inner.scope, resource, sent.scope.SerializeToString(), rows)
+
+
+def _point_row(metric: Metric, otlp: bytes) -> Row:
+    data, point = metric.data, metric.data.data_points[0]
+    if isinstance(data, Sum):
+        kind = "counter" if data.is_monotonic else "up_down_counter"
+    elif isinstance(data, HistogramData):
+        kind = "histogram"
+    else:
+        kind = "exponential_histogram" if isinstance(data, ExponentialHistogram) else "gauge"
+    temporality = getattr(data, "aggregation_temporality", None)
+    head = (
+        point.time_unix_nano,
+        point.start_time_unix_nano,
+        metric.name,
+        kind,
+        metric.unit or "",
+        None if temporality is None else AggregationTemporality(temporality).name.lower(),
+        attributes_json(point.attributes),
+    )
+    if isinstance(point, NumberDataPoint):
+        return (*head, _number(point.value), None, None, None, None, None, otlp)
+    summary = (point.count, _number(point.sum), _number(point.min), _number(point.max))
+    return (*head, None, *summary, json_of(_buckets(point)), otlp)
+
+
+def _buckets(point: HistogramDataPoint | ExponentialHistogramDataPoint) -> dict[str, Any]:
+    if isinstance(point, HistogramDataPoint):
+        return {"bounds": list(point.explicit_bounds), "counts": list(point.bucket_counts)}
+    sides = {"positive": point.positive, "negative": point.negative}
+    return {
+        "scale": point.scale,
+        "zero_count": point.zero_count,
+        **{side: {"offset": b.offset, "counts": list(b.bucket_counts)} for side, b in sides.items()},
+    }
+
+
+def count(signal: str, records: Sequence[Any]) -> int:
+    """How many rows a batch would make."""
+    if signal != "points":
+        return len(records)
+    return sum(
+        len(metric.data.data_points)
+        for collection in records
+        for resource_metrics in collection.resource_metrics
+        for scope_metrics in resource_metrics.scope_metrics
+        for metric in scope_metrics.metrics
+    )
+
+
+ENCODERS: dict[str, Callable[[Sequence[Any]], tuple[list[Origin], int]]] = {
+    "spans": _encode_spans,
+    "logs": _encode_logs,
+    "points": _encode_points,
+}
