@@ -54,10 +54,10 @@ scrape_configs:
 
 def backend(name: str) -> str:
     """Where this backend's program is; the test is skipped where there is none."""
-    folders = [os.environ.get("OTEL_ML_BACKENDS", ""), os.environ.get("PATH", "")]
+    folders = [os.environ.get("TEST_BACKENDS", ""), os.environ.get("PATH", "")]
     found = shutil.which(name, path=os.pathsep.join(filter(None, folders)))
     if found is None:
-        pytest.skip(f"no {name} in OTEL_ML_BACKENDS or on PATH")
+        pytest.skip(f"no {name} in TEST_BACKENDS or on PATH")
     return found
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,45 +78,57 @@ def steps_in(folder: Path) -> int:
     return 0 if found is None else found.steps
 
 
-@pytest.mark.parametrize("fault", ["damaged", "deleted"])
-def test_store_under_attack(fault: str, tmp_path: Path) -> None:
+def test_store_under_attack(tmp_path: Path) -> None:
     """Beside files that are broken or too new a run is kept; where its own is damaged or deleted, it begins another."""
-    own = tmp_path / "runs" / "mine"
-    own.mkdir(parents=True)
-    (own / "pid1-broken.sqlite").write_bytes(b"broken" * 1000)
-    (own / "pid2-empty.sqlite").touch()
-    newer = sqlite3.connect(own / "pid3-newer.sqlite")
-    newer.execute("PRAGMA user_version = 99")
-    newer.close()
-    strangers = {path.name: path.read_bytes() for path in own.iterdir()}
 
-    with Process(
-        RUN, "loud.py", "10", "2000", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"), OTEL_ML_RUN_ID="mine"
-    ) as program:
-        program.until("READY")
-        once(lambda: steps_in(own) >= 9, "nine steps in the store")
-        for path in own.iterdir():
-            if path.name not in strangers and fault == "damaged":
-                with path.open("r+b") as file:
-                    file.write(b"\xa5" * path.stat().st_size)
-        if fault == "deleted":
-            shutil.rmtree(own)
-        program.say("on")
-        program.until("DONE")
-        program.hang_up()
-        outcome = program.end()
+    def work(fault: str) -> dict[str, Any]:
+        own = tmp_path / fault / "mine"
+        own.mkdir(parents=True)
+        (own / "pid1-broken.sqlite").write_bytes(b"broken" * 1000)
+        (own / "pid2-empty.sqlite").touch()
+        newer = sqlite3.connect(own / "pid3-newer.sqlite")
+        newer.execute("PRAGMA user_version = 99")
+        newer.close()
+        strangers = {path.name: path.read_bytes() for path in own.iterdir()}
 
-    assert outcome.code == 0
-    assert len([line for line in outcome.stdout.splitlines() if line.startswith("loss ")]) == 15
-    assert "✓ finished" in outcome.stderr
-    found = read_run(own)
-    assert found is not None
-    assert (found.state, found.steps) == ("finished", 15)
-    complaints = outcome.stderr.count("cannot write to the local store")
-    assert complaints == 1 or (fault == "deleted" and complaints == 0)  # the folder may go in the middle of a write
-    if fault == "damaged":
-        assert len(found.problems) == 4
-        assert {name: (own / name).read_bytes() for name in strangers} == strangers
+        environ = {"OTEL_ML_DIR": str(tmp_path / fault), "OTEL_ML_RUN_ID": "mine"}
+        with Process(RUN, "loud.py", "10", "2000", cwd=tmp_path, **environ) as program:
+            program.until("READY")
+            once(lambda: steps_in(own) >= 9, "nine steps in the store")
+            if fault == "deleted":
+                shutil.rmtree(own)
+            for path in own.iterdir() if fault == "damaged" else ():
+                if path.name not in strangers:
+                    with path.open("r+b") as file:
+                        file.write(b"\xa5" * path.stat().st_size)
+            program.say("on")
+            program.until("DONE")
+            program.hang_up()
+            outcome = program.end()
+
+        found = read_run(own)
+        assert found is not None
+        # The folder may go in the middle of a write, and then that is said.
+        complaints = outcome.stderr.count("cannot write to the local store")
+        assert complaints <= 1
+        return {
+            "ended": (outcome.code, outcome.stdout.count("loss "), outcome.stderr.count("✓ finished")),
+            "told": (found.state, found.steps),
+            "problems": len(found.problems),
+            "strangers": [name for name in strangers if (own / name).exists()],
+            "untouched": all(
+                (own / name).read_bytes() == strangers[name] for name in strangers if (own / name).exists()
+            ),
+        }
+
+    whole = {"ended": (0, 15, 1), "told": ("finished", 15), "untouched": True}
+    strangers = ["pid1-broken.sqlite", "pid2-empty.sqlite", "pid3-newer.sqlite"]
+    found = side_by_side(work, ["damaged", "deleted"])
+    found["damaged"]["strangers"].sort()
+    assert found == {
+        "damaged": whole | {"problems": 4, "strangers": strangers},
+        "deleted": whole | {"problems": 0, "strangers": []},
+    }
 
 
 # --- the clock -------------------------------------------------------------------------------

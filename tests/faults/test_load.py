@@ -72,9 +72,12 @@ SABOTAGED = [
 def test_errors_of_ours(tmp_path: Path) -> None:
     """Where functions of ours raise, the program does not notice; each error is counted, each place logged once."""
     tally = tmp_path / "tally"
-    plain = run(PLAIN, "sabotage.py", str(tally), cwd=tmp_path)
     environ = {"OTEL_ML_DIR": str(tmp_path / "runs"), "OTEL_ML_STRICT": "0"}
-    ours = run(RUN, "sabotage.py", str(tally), *SABOTAGED, cwd=tmp_path, **environ)
+    ways = {
+        PLAIN: lambda: run(PLAIN, "sabotage.py", str(tally), cwd=tmp_path),
+        RUN: lambda: run(RUN, "sabotage.py", str(tally), *SABOTAGED, cwd=tmp_path, **environ),
+    }
+    plain, ours = side_by_side(lambda way: ways[way](), ways).values()
 
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     raised = json.loads(tally.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from otel_ml.store.reader import RunReader
 from tests.e2e.launching import BIN, INSTRUMENT, PLAIN, RUN, recorded
-from tests.faults.processes import run, stored
+from tests.faults.processes import run, side_by_side, stored
 from tests.faults.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -19,23 +18,18 @@ if TYPE_CHECKING:
     from tests.e2e.launching import Outcome
 
 
-def with_us(launcher: tuple[str, ...], program: str, *arguments: str, cwd: Path) -> tuple[Outcome, Receiver]:
-    """The program's end with us, and what was sent meanwhile."""
+def both(
+    launcher: tuple[str, ...], program: str, *arguments: str, cwd: Path, plainly: tuple[str, ...] | None = None
+) -> tuple[Outcome, Outcome, Receiver]:
+    """The program's end without us (with other arguments, where it prints the same), with us, and what was sent."""
     with Receiver() as receiver:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_ML_DIR": str(cwd / "runs")}
-        return run(launcher, program, *arguments, cwd=cwd, **environ), receiver
-
-
-@functools.cache
-def without_us(program: str, *arguments: str, cwd: Path) -> Outcome:
-    """The program's end without us, once a session."""
-    return run(PLAIN, program, *arguments, cwd=cwd)
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the programs without us."""
-    return tmp_path_factory.mktemp("plain")
+        ways = {
+            PLAIN: lambda: run(PLAIN, program, *(plainly or arguments), cwd=cwd),
+            launcher: lambda: run(launcher, program, *arguments, cwd=cwd, **environ),
+        }
+        ended = side_by_side(lambda way: ways[way](), ways)
+    return ended[PLAIN], ended[launcher], receiver
 
 
 def sent(receiver: Receiver) -> dict[str, Any]:
@@ -56,11 +50,10 @@ def kept(directory: Path) -> list[tuple[int, str]]:
     return [(totals.steps, totals.outcome) for totals in recorded(directory).totals()]
 
 
-def test_forks(tmp_path: Path, scratch: Path) -> None:
+def test_forks(tmp_path: Path) -> None:
     """Forked children run and end as without us, have no thread of ours, and add nothing to what is told."""
-    ours, receiver = with_us(INSTRUMENT, "forks.py", cwd=tmp_path)
+    plain, ours, receiver = both(INSTRUMENT, "forks.py", cwd=tmp_path)
 
-    plain = without_us("forks.py", cwd=scratch)
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     assert "threads 1" in ours.stdout
     assert kept(tmp_path / "runs") == [(17, "finished")]
@@ -69,13 +62,19 @@ def test_forks(tmp_path: Path, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "workers"), [("fork", 16), ("spawn", 4), pytest.param("fork", 64, marks=pytest.mark.slow)]
+    ("kind", "workers"),
+    [
+        ("fork", 16),
+        ("spawn", 2),
+        pytest.param("fork", 64, marks=pytest.mark.slow),
+        pytest.param("spawn", 4, marks=pytest.mark.slow),
+    ],
 )
-def test_loader_workers(kind: str, workers: int, tmp_path: Path, scratch: Path) -> None:
+def test_loader_workers(kind: str, workers: int, tmp_path: Path) -> None:
     """A DataLoader's workers run nothing of ours that they were not born with, and tell of nothing."""
-    ours, receiver = with_us(INSTRUMENT, "workers.py", kind, str(workers), cwd=tmp_path)
+    words = (kind, str(workers))
+    plain, ours, receiver = both(INSTRUMENT, "workers.py", *words, cwd=tmp_path, plainly=("fork", str(workers)))
 
-    plain = without_us("workers.py", "fork", str(workers), cwd=scratch)  # what they print is the same for all kinds
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     assert kept(tmp_path / "runs") == [(2 * workers, "finished")]
     assert sent(receiver) == {"processes": 1, "steps": 2 * workers, "goodbyes": 1, "own": {}}
@@ -85,12 +84,13 @@ def test_loader_workers(kind: str, workers: int, tmp_path: Path, scratch: Path) 
 CHILDREN = {"fork": [3], "spawn": [3, 5, 6], "forkserver": [3]}
 
 
-@pytest.mark.parametrize("kind", CHILDREN)
-def test_children_that_train(kind: str, tmp_path: Path, scratch: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", ["spawn", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fork", "forkserver"))]
+)
+def test_children_that_train(kind: str, tmp_path: Path) -> None:
     """What a spawned child trains is part of the run, what a forked one trains is not, and both are left alone."""
-    ours, receiver = with_us(INSTRUMENT, "children.py", kind, cwd=tmp_path)
+    plain, ours, receiver = both(INSTRUMENT, "children.py", kind, cwd=tmp_path, plainly=("fork",))
 
-    plain = without_us("children.py", "fork", cwd=scratch)  # what they print is the same for all kinds
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     expected = CHILDREN[kind]
     assert sorted(steps for steps, _ in kept(tmp_path / "runs")) == expected
