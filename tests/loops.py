@@ -21,28 +21,31 @@ def nothing() -> None:
     """Do nothing in the middle of a step."""
 
 
-def train(clock: FakeClock, losses: Iterable[float], inside: Callable[[], None] = nothing) -> None:
-    """One step a loss: 4 ms of waiting for 8 samples, 10 forward, 1 loss, 20 backward, 5 optimizer, 3 of the loop's."""
+def train(clock: FakeClock, losses: Iterable[float], inside: Callable[[], None] = nothing, pace: float = 1) -> None:
+    """One step a loss: 4 ms of waiting for 8 samples, 10 forward, 1 loss, 20 backward, 5 optimizer, 3 of the loop's.
+
+    `pace` is what each of these is multiplied by.
+    """
     recorder = recorders.mine()
     for loss in losses:
         recorder.fetching()
         start = clock()
-        clock.advance(WAIT)
+        clock.advance(WAIT * pace)
         recorder.record(r.FETCH, start, clock(), 8, -1)
         recorder.candidate()
         start = clock()
-        clock.advance(FORWARD)
+        clock.advance(FORWARD * pace)
         recorder.record(r.FORWARD, start, clock(), 0, 8)
         inside()
-        clock.advance(LOSS)
+        clock.advance(LOSS * pace)
         start = clock()
-        clock.advance(BACKWARD)
+        clock.advance(BACKWARD * pace)
         recorder.record(r.BACKWARD, start, clock(), loss)
         start = clock()
-        clock.advance(TURN)
+        clock.advance(TURN * pace)
         recorder.turn(0)
         recorder.record(r.STEP, start, clock(), 0, 0.1)
-        clock.advance(AFTER)
+        clock.advance(AFTER * pace)
 
 
 def end(clock: FakeClock) -> None:

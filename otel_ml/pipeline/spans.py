@@ -30,6 +30,7 @@ __all__ = ["LiveStep", "Marker", "Spans"]
 
 _RANDOM_FLAG = 2
 _FIRST = 10  # steps kept whatever the rate
+_OUTLIER = 5.0  # times the recent mean from which a step is one
 _SEGMENT_NS = 600 * 1_000_000_000
 _RUN_STEP = -1  # the step number from which the run's own span ids are derived
 
@@ -103,6 +104,7 @@ class Spans:
         self._segment = 0
         self._mean_ns = 0.0
         self._others = Budget(10.0, 200.0, started)
+        self._outliers = Budget(1.0, 20.0, started)
         self._calls = Budget(steps_per_second, _FIRST, started)
         self._last_evaluation: dict[int, Evaluation] = {}
         self._emitted: dict[int, int] = {}
@@ -170,12 +172,16 @@ class Spans:
 
     def keeps(self, step: Step, ordinal: int) -> bool:
         """Whether this step becomes a trace."""
-        self._mean_ns = step.duration if not self._mean_ns else 0.9 * self._mean_ns + 0.1 * step.duration
+        usual = self._mean_ns
+        outlier = step.number >= _FIRST and step.duration > _OUTLIER * usual > 0
+        self._mean_ns = step.duration if not usual else 0.9 * usual + 0.1 * min(step.duration, _OUTLIER * usual)
         self.stride = stride_for(1e9 / max(1.0, self._mean_ns), self.allowed) if self.allowed > 0 else 1 << 30
         marked = (ordinal, step.number) in self.must_keep
         self.must_keep.discard((ordinal, step.number))
         self._emitted[ordinal] = step.number
         unusual = step.outcome != "ok" or step.compiled or step.checkpointed
+        if outlier and not (marked or unusual):
+            unusual = self._outliers.take(1, step.end)
         chosen = self.allowed > 0 and (step.number < _FIRST or step.number % self.stride == 0)
         return marked or chosen or (unusual and self._others.take(1, step.end))
 
@@ -183,6 +189,7 @@ class Spans:
         """Which of a block's steps become traces, by their place in it."""
         count = len(block)
         first, after = block.first, block.first + count
+        outlying = _OUTLIER * (self._mean_ns or block.durations[0])
         self._mean_ns = (block.starts[-1] - block.starts[0]) / count
         self.stride = stride_for(1e9 / max(1.0, self._mean_ns), self.allowed) if self.allowed > 0 else 1 << 30
         chosen = {n for o, n in self.must_keep if o == ordinal and first <= n < after}
@@ -190,6 +197,9 @@ class Spans:
         self._emitted[ordinal] = after - 1
         if self.allowed > 0:
             chosen.update(range(first, min(_FIRST, after)), range(first + -first % self.stride, after, self.stride))
+        if max(block.durations) > outlying:
+            late = (n for n, d in enumerate(block.durations, first) if d > outlying and n >= _FIRST)
+            chosen.update(n for n in late if n not in chosen and self._outliers.take(1, block.starts[n - first + 1]))
         return [n - first for n in sorted(chosen)]
 
     def step(self, step: Step, recorder: Recorder, attributes: dict[str, Any]) -> Context:

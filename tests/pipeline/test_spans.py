@@ -15,7 +15,7 @@ from otel_ml.core import recorder as r
 from otel_ml.core.context import recorders
 from otel_ml.core.identity import run_trace_id, step_trace_id
 from otel_ml.testing import RUN_ID, Captured, FakeClock, capture
-from tests.loops import end, nothing, train
+from tests.loops import STEP, end, nothing, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,6 +189,19 @@ def test_every_step_with_a_user_span_is_kept() -> None:
     assert sorted(n for n in stamped if n is not None) == list(range(STEPS))
     outside = [span for span in seen.named("outer") if names.STEP_NUMBER not in span["attributes"]]
     assert [span["parent_span_id"] for span in outside] == [None, None]
+
+
+@pytest.mark.parametrize("pace", [1.0, 0.01])
+def test_an_outlier_is_kept(pace: float) -> None:
+    """A step that takes more than five times the usual becomes a trace, at any rate; its neighbours do not."""
+    clock = FakeClock()
+    with capture(clock=clock) as seen:
+        train(clock, [1.0] * 301, pace=pace)
+        train(clock, [1.0], lambda: clock.advance(6 * STEP * pace), pace=pace)
+        train(clock, [1.0] * 200, pace=pace)
+        end(clock)
+    kept = [span["attributes"][names.STEP_NUMBER] for span in seen.named(names.SPAN_STEP)]
+    assert [number for number in kept if 295 < number < 308 and number % 16] == [301]
 
 
 @pytest.mark.parametrize("sampler", ["half", "a quarter of the roots"])
