@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
 from otel_ml import names
-from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.core.context import recorders, roots
 from otel_ml.core.identity import run_trace_id, step_span_id, step_trace_id
 from otel_ml.errors import swallow
 from otel_ml.pipeline.budget import Budget, stride_for
@@ -268,8 +268,3 @@ class Spans:
             names.SPAN_RUN, self._segment_start, attributes, links=links, ids=self._run_ids(self._segment)
         )
         self._end(span, end, error)
-
-
-def optimizer_label(number: int) -> str:
-    """What to call an optimizer in attributes."""
-    return optimizers.labels[number] if 0 <= number < len(optimizers.labels) else "by hand"
