@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,13 +71,15 @@ def both(program: str, *arguments: str, cwd: Path, **env: str) -> Both:
             subprocess.Popen(
                 command, cwd=folder, env=environment(**(more if launcher is RUN else env)),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                start_new_session=True,
             )
         )  # fmt: skip
     try:
         plain, hooked = (Account(*process.communicate(timeout=TIMEOUT_S), process.wait()) for process in started)
     finally:
         for process in started:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # children that hang hold the pipes open
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     return Both(plain, hooked, runs)
 
