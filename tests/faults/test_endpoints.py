@@ -38,7 +38,7 @@ def whole(directory: Path) -> dict[str, Any]:
         "told": (totals.steps, totals.outcome),
         "records": [row["ml.step.number"] for row in step_records(directory)],
         "logs": Counter(log.event_name or log.body for log in found.logs() if log.event_name not in MANY),
-        "traces": sorted(span.step for span in found.spans(name="ml.step") if span.step < FIRST),
+        "traces": sorted(span.step for span in found.spans(name="ml.step") if (span.step or 0) < FIRST),
         "runs": len(found.spans(name="ml.run")),
         "steps": found.points("ml.training.steps", latest=True)[0].value,
         "drops": process.drops,
