@@ -21,6 +21,7 @@ __all__ = ["Records"]
 
 _BATCH = 128
 _BATCH_BYTES = 48 * 1024
+_CELL_BYTES = 26  # the longest number in JSON, or word of ours, and what is between two
 _SPREAD = (names.STEP_DURATION_S, names.LOSS.name, names.GRAD_NORM.name)  # columns whose min and max are kept
 _SUMMED = (names.STEP_SAMPLES, names.STEP_TOKENS, names.STEP_MICRO_BATCHES)
 
@@ -130,7 +131,7 @@ class Records:
             only[names.STEP_NUMBER] = only.pop(names.STEP_NUMBER)
             self.event(names.EVENT_STEP, _say(only), only, ends[0], context=self._context)
             return
-        if len(ends) > 1 and len(json.dumps(columns)) > _BATCH_BYTES:
+        if len(ends) > 1 and _bytes_of(columns) > _BATCH_BYTES:
             half = len(ends) // 2
             self._batch(ends[:half], {k: v[:half] for k, v in columns.items()}, stride)
             self._batch(ends[half:], {k: v[half:] for k, v in columns.items()}, stride)
@@ -140,6 +141,12 @@ class Records:
         body = f"steps {number[0]} to {number[-1] + stride - 1}: {_say({**last, names.STEP_NUMBER: number[-1]})}"
         # Identity last: the SDK keeps the last 128 attributes.
         self.event(names.EVENT_STEPS, body, {**columns, names.STEP_STRIDE: stride, names.STEP_NUMBER: number}, ends[-1])
+
+
+def _bytes_of(columns: dict[str, list[Any]]) -> int:
+    """What they take at most; exactly, where that could be too much."""
+    most = sum(map(len, columns.values())) * _CELL_BYTES
+    return len(json.dumps(columns)) if most > _BATCH_BYTES else most
 
 
 def _thin(key: str, values: list[Any], stride: int) -> dict[str, list[Any]]:

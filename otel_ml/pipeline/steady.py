@@ -44,7 +44,7 @@ class Block:
     samples: list[int] | None
     tokens: list[int] | None
     micro_batches: int
-    _items: list[Item]
+    _events: tuple[list[Any], ...]  # codes, starts, ends, a and b of every event
     _cycle: int
     _roots: int
 
@@ -53,7 +53,8 @@ class Block:
 
     def step(self, index: int) -> Step:
         """One of the steps, whole."""
-        items = self._items[index * self._cycle : (index + 1) * self._cycle]
+        mine = slice(index * self._cycle, (index + 1) * self._cycle)
+        items = list(map(Item, *(column[mine] for column in self._events)))
         return build(self.first + index, items, self.starts[index + 1], "ok", self._roots)
 
 
@@ -137,7 +138,7 @@ class Steady:
             samples=None,
             tokens=None,
             micro_batches=codes[:cycle].count(r.BACKWARD),
-            _items=[],
+            _events=(codes, starts, ends, a, b),
             _cycle=cycle,
             _roots=len(tracker.roots),
         )
@@ -145,9 +146,8 @@ class Steady:
         if not columns.values(block):
             return None
         columns.phases(block)
-        items = list(map(Item, codes, starts, ends, a, b))
-        block._items = items[:whole]  # noqa: SLF001 - its own kind
-        tracker.skip(items[whole:], count, ends[-1])
+        open_now = map(Item, codes[whole:], starts[whole:], ends[whole:], a[whole:], b[whole:])
+        tracker.skip(list(open_now), count, ends[-1])
         return block
 
 
@@ -268,7 +268,10 @@ class _Columns:
         if block._roots != 1 or len(forwards) != block.micro_batches:  # noqa: SLF001 - its own kind
             return True
         for j in forwards:
-            packed = [unpack(b) for b in self.b(j)]
+            sizes = self.b(j)
+            packed = (
+                [unpack(sizes[0])] * len(sizes) if sizes.count(sizes[0]) == len(sizes) else list(map(unpack, sizes))
+            )
             rows = [p[0] for p in packed]
             words = [p[1] for p in packed]
             if min(rows) <= 0 or (min(words) == 0) != (max(words) == 0):

@@ -6,6 +6,7 @@ form for is left out and counted; the others of its batch are kept.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -29,6 +30,7 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_ml import names
+from otel_ml.store.packed import LONG, log_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -188,14 +190,34 @@ def _encode_logs(records: Sequence[ReadableLogRecord]) -> tuple[list[Origin], in
     from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 
     def encode(logs: list[ReadableLogRecord]) -> Origin:
-        message = encode_logs(logs).resource_logs[0]
+        leaner, columns = zip(*map(_apart, logs), strict=True)
+        message = encode_logs(leaner).resource_logs[0]
         inner = message.scope_logs[0]
-        rows = [_log_row(log, sent.SerializeToString()) for log, sent in zip(logs, inner.log_records, strict=True)]
+        rows = [
+            _log_row(log, sent.SerializeToString() + packed)
+            for log, sent, packed in zip(logs, inner.log_records, columns, strict=True)
+        ]
         resource = message.resource.SerializeToString()
         scope = inner.scope.SerializeToString()
         return _origin(logs[0].resource, logs[0].instrumentation_scope, resource, scope, rows)
 
     return _grouped(records, encode)
+
+
+def _apart(log: ReadableLogRecord) -> tuple[ReadableLogRecord, bytes]:
+    """A log record without its long columns, and these as bytes to append to it."""
+    attributes = log.log_record.attributes or {}
+    packed = {}
+    for key, values in attributes.items():
+        if isinstance(values, (tuple, list)) and len(values) >= LONG:
+            column = log_attribute(key, values)
+            if column is not None:
+                packed[key] = column
+    if not packed or log.dropped_attributes:  # which a plain dict could not say
+        return log, b""
+    record = copy.copy(log.log_record)
+    record.attributes = {key: value for key, value in attributes.items() if key not in packed}
+    return dataclasses.replace(log, log_record=record), b"".join(packed.values())
 
 
 def _log_row(log: ReadableLogRecord, otlp: bytes) -> Row:

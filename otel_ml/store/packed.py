@@ -1,0 +1,67 @@
+"""Attributes that are columns of numbers, as OTLP bytes, some thirty times cheaper than value by value.
+
+A run's curve is hundreds of thousands of numbers, and the SDK's encoder makes an object of
+each while it holds the interpreter lock. Serialised protobuf messages may be appended to
+one another; so a record is encoded without its long sequences, and these are appended.
+`tests/store/test_packed.py` shows that both ways parse to the same.
+
+The layout is `opentelemetry/proto/{logs,common}/v1`: `LogRecord.attributes` (6) holds
+`KeyValue`s of `key` (1) and `value` (2), an `AnyValue` whose `array_value` (5) holds
+`values` (1), each a `string_value` (1), `int_value` (3) or `double_value` (4).
+"""
+
+from __future__ import annotations
+
+import struct
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LONG", "log_attribute"]
+
+LONG = 16  # values from which a sequence is worth it
+_INT64 = 1 << 63
+
+
+def log_attribute(key: str, values: Sequence[Any]) -> bytes | None:
+    """The bytes to append to a serialised `LogRecord`; None where the SDK's encoder has to see to the values."""
+    kinds = set(map(type, values))
+    if kinds == {float}:
+        each = chain.from_iterable(zip(repeat(b"\x0a\x09\x21"), values))
+        array = struct.pack("<" + "3sd" * len(values), *each)
+    elif kinds <= {float, int, str, type(None)}:
+        # Few are different, but -0.0 and 0.0 are, and not as keys.
+        known = {value: _value(value) for value in set(values) if type(value) is not float}
+        parts = [_value(value) if type(value) is float else known[value] for value in values]
+        if None in parts:
+            return None
+        array = b"".join(part for part in parts if part is not None)
+    else:
+        return None
+    return _field(6, _field(1, key.encode()) + _field(2, _field(5, array)))
+
+
+def _value(value: float | str | None) -> bytes | None:
+    if value is None:
+        return _field(1, b"")
+    if isinstance(value, str):
+        return _field(1, _field(1, value.encode())) if value.isascii() else None
+    if isinstance(value, float):
+        return _field(1, b"\x21" + struct.pack("<d", value))
+    return _field(1, b"\x18" + _varint(value % (2 * _INT64))) if -_INT64 <= value < _INT64 else None
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited field."""
+    return bytes((number << 3 | 2,)) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
