@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["enabled", "framework", "frameworks", "helpers"]
+__all__ = ["coming", "enabled", "framework", "frameworks", "helpers"]
 
 frameworks: dict[str, str] = {}
 helpers: list[Callable[[], bool]] = []
 """Each says whether this process only prepares data for another: what such a one computes is no run."""
+
+
+def coming() -> bool:
+    """Whether the program has begun to import a framework: there will be something to tell of."""
+    return "torch" in sys.modules or "jax" in sys.modules
 
 
 def framework(name: str, version: str) -> None:

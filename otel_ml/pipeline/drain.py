@@ -29,6 +29,7 @@ __all__ = ["Drain"]
 
 _TICK_S = 0.8  # with the store's delay under a second: the most that a SIGKILL may cost
 _SOONEST_S = 0.02
+_COMING_S = 0.1  # between looks whether the program imports a framework
 _SLICE_NS = 500_000
 _PAUSE_S = 0.0005
 _CHECK = 16  # events between looks at the clock
@@ -38,11 +39,13 @@ _FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
 class Drain:
     """Owns the thread; `turn()` and `stop()` are safe from any other."""
 
-    def __init__(self, telemetry: Telemetry, *, started: Callable[[], None]) -> None:
+    def __init__(self, telemetry: Telemetry, *, prepare: Callable[[], None], started: Callable[[], None]) -> None:
         self.telemetry = telemetry
         self.cpu_s = 0.0
         self.active = False  # something worth telling has been seen
         self.at_end: Callable[[], None] = _nothing  # on the drain's thread: Python 3.12 starts none at exit
+        self._prepare = prepare  # while the program imports its framework, so that no step waits for it
+        self._prepared = False
         self._started = started
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -59,10 +62,14 @@ class Drain:
 
     def _run(self) -> None:
         while not self._stop:
-            self._wake.wait(self._tick_s)
+            self._wake.wait(self._tick_s if self._prepared else _COMING_S)
             self._wake.clear()
             if self._stop:
                 break
+            if not self._prepared and runtime.coming():
+                self._prepared = True
+                with guard("the drain"):
+                    self._prepare()
             with guard("the drain"):
                 self.turn()
         self.at_end()

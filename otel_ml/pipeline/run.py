@@ -87,7 +87,7 @@ class Run:
             aggregate=self.aggregate,
             anchor=self.anchor,
         )
-        self.drain = Drain(self.telemetry, started=self._begin)
+        self.drain = Drain(self.telemetry, prepare=writer.prepare if writer else _nothing, started=self._begin)
         self.logs = Logs(providers.logger, theirs="logs" not in providers.made)
         self.pid = os.getpid()
         self.done = threading.Event()
@@ -257,6 +257,10 @@ def _meter(provider: Any) -> Any:
 
 def _logger(provider: Any) -> Any:
     return provider.get_logger(*_SCOPE, schema_url=names.SCHEMA_URL)
+
+
+def _nothing() -> None:
+    """Without a store there is nothing to prepare."""
 
 
 def _json(totals: RunTotals) -> str:

@@ -2,9 +2,9 @@
 
 It exists so that a run is on disk a second after it happened, whatever kills the process.
 Called on the threads of the SDK's batch processors and of the metric reader, never on
-the user's thread; the pipeline's own thread calls `open_gate()`, and at exit `finish()`
-and `close()`. Each export is one transaction. Nothing is imported, opened or
-made on disk before the gate opens, so a process that never trains leaves no file.
+the user's thread; the pipeline's own thread calls `prepare()` and `open_gate()`, and at exit
+`finish()` and `close()`. Each export is one transaction. Nothing is opened or made on disk
+before the gate opens, so a process that never trains leaves no file.
 
 What cannot be kept is counted by signal and reason, in memory and in the file:
 
@@ -161,6 +161,18 @@ class StoreWriter:
         """The bytes of this process's file and its journal; 0 while there is none."""
         path = self._path
         return 0 if path is None or self._foreign() else sum(_bytes_of(f"{path}{tail}") for tail in _TAILS)
+
+    def prepare(self) -> None:
+        """Import what the first export needs, early and in one place: 40 to 60 ms that no training step then meets."""
+        import sqlite3  # noqa: F401
+
+        from opentelemetry.exporter.otlp.proto.common import (  # noqa: F401
+            _log_encoder,
+            metrics_encoder,
+            trace_encoder,
+        )
+
+        from otel_ml.store import reader  # noqa: F401
 
     def open_gate(self) -> None:
         """Let records through from now on, those held back first; the first step calls it.

@@ -64,3 +64,12 @@ def test_fast(tmp_path: Path) -> None:
     lowest = min(row.get("ml.training.loss.min", row["ml.training.loss"]) for row in rows)
     assert lowest == pytest.approx(float(lines["lowest"][1]), rel=1e-5)
     assert "the curve is thinned" in ours.stderr
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_what_is_slow_at_first_is_done_before_the_first_step(launcher: str, tmp_path: Path) -> None:
+    """The encoders of the local store are imported beside the framework, and leave no file where nothing trains."""
+    ours = launch(LAUNCHERS[launcher], "patient.py", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+
+    assert (ours.stdout, ours.code) == ("before the first step: True True\n", 0)
+    assert not (tmp_path / "runs").exists()

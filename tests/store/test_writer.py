@@ -658,3 +658,21 @@ os._exit(0)
     out, err = child.communicate(timeout=60)
 
     assert out == "[]\n", err
+
+
+def test_what_is_prepared_is_not_imported_again(script: Callable[[str], subprocess.Popen[str]]) -> None:
+    """After `prepare()` the first record of each signal imports nothing: no training step waits for it."""
+    child = script(
+        """
+one = Program(runs, gate=False)
+one.writer.prepare()
+before = set(sys.modules)
+one.writer.open_gate()
+one.span("a"); one.event("ml.step"); one.meter.create_counter("c").add(1); one.flush()
+print(sorted(name for name in set(sys.modules) - before if not name.startswith("encodings.")), flush=True)
+os._exit(0)
+"""
+    )
+    out, err = child.communicate(timeout=60)
+
+    assert out == "[]\n", err
