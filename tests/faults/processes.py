@@ -26,6 +26,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 PROGRAMS = Path(__file__).parent / "programs"
+FIRST = 10  # steps that are traces whatever the rate; later ones are where they took unusually long
 PATIENCE_S = 60.0
 
 

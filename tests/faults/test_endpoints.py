@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.launching import INSTRUMENT, PLAIN, RUN, recorded, step_records
-from tests.faults.processes import PROGRAMS, Process, run, side_by_side
+from tests.faults.processes import FIRST, PROGRAMS, Process, run, side_by_side
 from tests.faults.receiver import BEHAVIOURS, Receiver
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def whole(directory: Path) -> dict[str, Any]:
     }
 
 
-FIRST = 10  # steps that are traces whatever the rate; later ones are where they took unusually long
 MANY = ("ml.step", "ml.steps")
 WHOLE = {
     "state": "finished",
