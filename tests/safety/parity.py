@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from otel_ml.totals import RunTotals
 
 PROGRAMS = Path(__file__).parent / "programs"
-TIMEOUT_S = 240
+TIMEOUT_S = 180
 SHOWN = 300  # characters of each of two values that differ
 LINES = 20
 
@@ -61,6 +61,7 @@ def both(program: str, *arguments: str, cwd: Path, **env: str) -> Both:
     Errors of ours are raised in the hooked one, so that none hides behind the guard.
     """
     runs = cwd / "runs"
+    env = {"PYTHONFAULTHANDLER": "1", **env}
     more = {"OTEL_ML_DIR": str(runs), "OTEL_ML_SUMMARY": "0", "OTEL_ML_STRICT": "1", **env}
     started = []
     for name, launcher in (("plain", PLAIN), ("hooked", RUN)):
@@ -75,13 +76,28 @@ def both(program: str, *arguments: str, cwd: Path, **env: str) -> Both:
             )
         )  # fmt: skip
     try:
-        plain, hooked = (Account(*process.communicate(timeout=TIMEOUT_S), process.wait()) for process in started)
+        plain, hooked = map(_ended, started)
     finally:
         for process in started:
-            with contextlib.suppress(ProcessLookupError):  # children that hang hold the pipes open
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process, signal.SIGKILL)
             process.communicate()
     return Both(plain, hooked, runs)
+
+
+def _ended(process: subprocess.Popen[str]) -> Account:
+    try:
+        return Account(*process.communicate(timeout=TIMEOUT_S), process.wait())
+    except subprocess.TimeoutExpired:
+        _kill(process, signal.SIGABRT)  # faulthandler says where each thread is
+        out, err = process.communicate(timeout=60)
+        message = f"{process.args!r} did not end within {TIMEOUT_S} s\n{out}\n{err}"
+        raise AssertionError(message) from None
+
+
+def _kill(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal to the process and its children: those that hang hold its pipes open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def python(program: str, *arguments: str, cwd: Path, **env: str) -> Account:

@@ -106,10 +106,12 @@ class Roots:
             size = -1
             if args:
                 first = args[0]
-                if type(first) is tensor and not modes() and first.ndim:
-                    size = first.shape[0]
-                    if first.ndim == 2 and not floating(first):
-                        size |= first.numel() << 32
+                if type(first) is tensor and not modes():
+                    shape = first.shape
+                    if shape:
+                        size = shape[0]
+                        if len(shape) == 2 and not floating(first):
+                            size |= first.numel() << 32
             start = now()
             try:
                 return (self._call_impl if compiled is None else compiled)(*args, **kwargs)
