@@ -1,8 +1,8 @@
 """The one background thread: recorders → trackers → telemetry, in short slices.
 
-It wakes 0.8 s after its last turn, or sooner when recorders fill fast, works at most 0.5 ms at a time
-and then lets go of the GIL. A forked child has no drain; its recorders are cleared and
-its hooks record into the void until it is configured on its own.
+It wakes 0.7 s after its last turn, or sooner when recorders fill fast: then it rests less, too.
+A forked child has no drain; its recorders are cleared and its hooks record into the void until
+it is configured on its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
+from otel_ml.core.pace import Pace
 from otel_ml.core.recorder import BUILD, WIDTH
 from otel_ml.errors import guard, swallow
 from otel_ml.pipeline.steady import Steady
@@ -27,11 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Drain"]
 
-_TICK_S = 0.8  # with the store's delay under a second: the most that a SIGKILL may cost
+_TICK_S = 0.7  # with a turn and the store's delay under a second: the most that a SIGKILL may cost
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
-_SLICE_NS = 500_000
-_PAUSE_S = 0.0005
+_LEISURE = 3.0  # times what it worked, it rests
 _CHECK = 16  # events between looks at the clock
 _FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
 
@@ -76,12 +76,13 @@ class Drain:
 
     def turn(self, *, pause: bool = True) -> None:
         """Take and tell everything recorded so far."""
-        with self._lock:
+        with self._lock, Pace(on=pause, leisure=_LEISURE if self._tick_s == _TICK_S else 0.0) as pace:
+            self.telemetry.rest = pace.rest
             fullest = 0.0
             for recorder in list(recorders.all):
                 fullest = max(fullest, len(recorder.buffer) / recorder.limit)
                 over = not recorder.alive  # asked first: what a thread records before it ends is then taken
-                self._drain(recorder, pause=pause)
+                self._drain(recorder, pace)
                 if over and recorder.tracker is not None:
                     recorder.tracker.finish()
                     self._tell(recorder)
@@ -91,9 +92,10 @@ class Drain:
             self.cpu_s = time.thread_time()
             if self.active:
                 at = now()
-                self.telemetry.records.flush(at, _rest if pause else _nothing)
+                self.telemetry.records.flush(at, pace.rest)
                 self.telemetry.spans.tick(at)
                 self.telemetry.anchor.renew()
+                pace.rest()
                 self.telemetry.tick(upto=None, cpu_s=self.cpu_s, state="running")
                 self.telemetry.instruments.flush()
         self._pace(fullest)
@@ -104,7 +106,7 @@ class Drain:
         elif fullest < _FULL_SHARE / 4:
             self._tick_s = min(_TICK_S, self._tick_s * 2)
 
-    def _drain(self, recorder: Recorder, *, pause: bool) -> None:
+    def _drain(self, recorder: Recorder, pace: Pace) -> None:
         chunk = recorder.take()
         if not chunk:
             return
@@ -115,7 +117,6 @@ class Drain:
                 tracker.built()
             recorder.steady = Steady()
         feed, fed = tracker.feed, recorder.steady.fed
-        until = now() + _SLICE_NS
         at = 0
         while at < len(chunk):
             code = chunk[at]
@@ -134,14 +135,13 @@ class Drain:
                 stepped = isinstance(tracker.out[-1], Step)
                 alone = len(tracker.out) == 1
                 self._tell(recorder)
+                pace.rest()
                 if stepped and recorder.steady.came_round(tracker, alone=alone):
-                    at = self._blocks(recorder, chunk, at, pause=pause)
-                    until = now() + _SLICE_NS
-            if pause and at % (_CHECK * WIDTH) == 0 and now() > until:
-                _rest()
-                until = now() + _SLICE_NS
+                    at = self._blocks(recorder, chunk, at, pace)
+            elif at % (_CHECK * WIDTH) == 0:
+                pace.rest()
 
-    def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, *, pause: bool) -> int:
+    def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, pace: Pace) -> int:
         """Tell of the steady steps that come next, in blocks; where the next event begins."""
         steady, tracker = recorder.steady, recorder.tracker
         while True:
@@ -149,11 +149,9 @@ class Drain:
             if block is None:
                 return at
             at += len(block) * steady.taken()
-            if pause:
-                _rest()
+            pace.rest()
             self.telemetry.block(block, recorder)
-            if pause:
-                _rest()
+            pace.rest()
 
     def _tell(self, recorder: Recorder) -> None:
         out: list[Any] = recorder.tracker.out
@@ -178,9 +176,9 @@ class Drain:
 
     def last(self, *, failed: bool) -> None:
         """Take what is left and close what is open."""
-        with self._lock, guard("the last drain"):
+        with self._lock, guard("the last drain"), Pace(on=False) as pace:
             for recorder in list(recorders.all):
-                self._drain(recorder, pause=False)
+                self._drain(recorder, pace)
                 if recorder.tracker is not None:
                     recorder.tracker.finish(failed=failed and recorder is (recorders.main or recorder))
                     self._tell(recorder)
@@ -189,8 +187,3 @@ class Drain:
 
 def _nothing() -> None:
     pass
-
-
-def _rest() -> None:
-    """Let the program's threads have the interpreter."""
-    time.sleep(_PAUSE_S)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Records"]
 
-_BATCH = 128
+_BATCH = 64  # steps an event: more would hold the interpreter for longer than the program should wait
+_AT_ONCE = 128  # points of one thinned flush
 _BATCH_BYTES = 48 * 1024
 _CELL_BYTES = 26  # the longest number in JSON, or word of ours, and what is between two
 _SPREAD = (names.STEP_DURATION_S, names.LOSS.name, names.GRAD_NORM.name)  # columns whose min and max are kept
@@ -91,7 +92,7 @@ class Records:
             self.budget.take(count, at_ns)
             self._emit(count, 1, rest)
             return
-        stride = stride_for(count, max(1, min(available, _BATCH)))
+        stride = stride_for(count, max(1, min(available, _AT_ONCE)))
         whole = count - count % stride
         if self.budget.take(whole // stride, at_ns) and whole:  # else they wait for more of one or the other
             self.thinned = True

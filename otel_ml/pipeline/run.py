@@ -19,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
 
 from otel_ml import names
-from otel_ml.core import runtime
+from otel_ml.core import pace, runtime
 from otel_ml.core.clock import Anchor, now
 from otel_ml.core.context import optimizers, recorders, roots
 from otel_ml.errors import guard, swallowed
@@ -96,6 +96,7 @@ class Run:
 
     def start(self, *, drain: bool = True) -> None:
         """Begin: attach the live step, hear the program's logs, run the drain unless it is turned by hand."""
+        pace.hurry(on=False)
         bulk.install()
         dice.install()
         self._mark()
@@ -154,6 +155,7 @@ class Run:
         """Close the run on the drain's thread within `timeout_s`; the totals, or None if nothing was ever seen."""
         if os.getpid() != self.pid or self.done.is_set():
             return None
+        pace.hurry()
         if self._by_hand:  # here, so that an error of ours reaches who turned it
             self._finish(error, timeout_s)
         else:

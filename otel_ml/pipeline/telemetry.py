@@ -12,6 +12,8 @@ from otel_ml.pipeline.aggregate import memory_peak
 from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opentelemetry.context import Context
 
     from otel_ml.core.clock import Anchor
@@ -39,6 +41,7 @@ class Telemetry:
         self.aggregate = aggregate
         self.anchor = anchor
         self.framework = "torch"
+        self.rest: Callable[[], None] = _nothing  # called between pieces of work
         self._functions: set[str] = set()
         self._told: dict[str, float] = {}
         self._told_errors = 0
@@ -116,6 +119,7 @@ class Telemetry:
             step = block.step(at)
             context = self.spans.step(step, recorder, self._record(step, labels))
             instruments.record_kept(names.STEP_DURATION, step.duration / 1e9, framework, context)
+            self.rest()
         durations = _seconds(block.durations)
         seconds = {phase: _seconds(spent) for phase, spent in block.phases.items()}
         if kept:
@@ -125,6 +129,7 @@ class Telemetry:
             instruments.observe(names.STEP_DURATION, durations, framework)
         for phase, spent in seconds.items():
             instruments.observe(names.PHASE_DURATION, spent, {names.PHASE: phase})
+        self.rest()
         count = len(block)
         instruments.add(names.STEPS, count, {names.OUTCOME: "ok"})
         instruments.add(names.MICRO_BATCHES, count * block.micro_batches, None)
@@ -280,6 +285,10 @@ class Telemetry:
         totals = self.aggregate.totals
         totals.records, totals.records_dropped, totals.errors, totals.drain_cpu_s = taken, dropped, errors, cpu_s
         totals.thinned = self.records.thinned
+
+
+def _nothing() -> None:
+    pass
 
 
 def _seconds(values_ns: list[int]) -> list[float]:

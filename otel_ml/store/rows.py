@@ -1,7 +1,7 @@
 """Records of OpenTelemetry as rows of the store: indexed columns, and the OTLP bytes of each record.
 
-Pure functions, called by the writer on the SDK's export threads. A record that OTLP has no
-form for is left out and counted; the others of its batch are kept.
+Called by the writer on the SDK's export threads, at the pace of all our background work. A
+record that OTLP has no form for is left out and counted; the others of its batch are kept.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+    from otel_ml.core.pace import Pace
+
 __all__ = ["ENCODERS", "Origin", "attributes_json", "count", "json_of", "text_of"]
 
 INT64 = 1 << 63
 
 Row = tuple[Any, ...]
+
+_TOGETHER = 4  # records encoded between two looks at the clock
 
 
 @dataclasses.dataclass
@@ -133,14 +137,22 @@ def _summed(parts: Iterable[tuple[list[Origin], int]]) -> tuple[list[Origin], in
     return origins, lost
 
 
-def _grouped(records: Iterable[Any], encode: Callable[[list[Any]], Origin]) -> tuple[list[Origin], int]:
+def _grouped(records: Iterable[Any], encode: Callable[[list[Any]], Origin], pace: Pace) -> tuple[list[Origin], int]:
     groups: dict[tuple[int, int], list[Any]] = {}
     for record in records:
         groups.setdefault((id(record.resource), id(record.instrumentation_scope)), []).append(record)
-    return _summed(_isolated(group, encode) for group in groups.values())
+    return _summed(_in_slices(group, encode, pace) for group in groups.values())
 
 
-def _encode_spans(records: Sequence[ReadableSpan]) -> tuple[list[Origin], int]:
+def _in_slices(records: list[Any], encode: Callable[[list[Any]], Origin], pace: Pace) -> tuple[list[Origin], int]:
+    parts = []
+    for first in range(0, len(records), _TOGETHER):
+        parts.append(_isolated(records[first : first + _TOGETHER], encode))
+        pace.rest()
+    return _summed(parts)
+
+
+def _encode_spans(records: Sequence[ReadableSpan], pace: Pace) -> tuple[list[Origin], int]:
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
     def encode(spans: list[ReadableSpan]) -> Origin:
@@ -151,7 +163,7 @@ def _encode_spans(records: Sequence[ReadableSpan]) -> tuple[list[Origin], int]:
         scope = inner.scope.SerializeToString()
         return _origin(spans[0].resource, spans[0].instrumentation_scope, resource, scope, rows)
 
-    return _grouped(records, encode)
+    return _grouped(records, encode, pace)
 
 
 def _span_row(span: ReadableSpan, otlp: bytes) -> Row:
@@ -186,25 +198,25 @@ def _span_row(span: ReadableSpan, otlp: bytes) -> Row:
     )
 
 
-def _encode_logs(records: Sequence[ReadableLogRecord]) -> tuple[list[Origin], int]:
+def _encode_logs(records: Sequence[ReadableLogRecord], pace: Pace) -> tuple[list[Origin], int]:
     from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 
     def encode(logs: list[ReadableLogRecord]) -> Origin:
-        leaner, columns = zip(*map(_apart, logs), strict=True)
+        leaner, columns = zip(*(_apart(log, pace) for log in logs), strict=True)
         message = encode_logs(leaner).resource_logs[0]
         inner = message.scope_logs[0]
         rows = [
-            _log_row(log, sent.SerializeToString() + packed)
+            _log_row(log, sent.SerializeToString() + packed, pace)
             for log, sent, packed in zip(logs, inner.log_records, columns, strict=True)
         ]
         resource = message.resource.SerializeToString()
         scope = inner.scope.SerializeToString()
         return _origin(logs[0].resource, logs[0].instrumentation_scope, resource, scope, rows)
 
-    return _grouped(records, encode)
+    return _grouped(records, encode, pace)
 
 
-def _apart(log: ReadableLogRecord) -> tuple[ReadableLogRecord, bytes]:
+def _apart(log: ReadableLogRecord, pace: Pace) -> tuple[ReadableLogRecord, bytes]:
     """A log record without its long columns, and these as bytes to append to it."""
     attributes = log.log_record.attributes or {}
     packed = {}
@@ -213,6 +225,7 @@ def _apart(log: ReadableLogRecord) -> tuple[ReadableLogRecord, bytes]:
             column = log_attribute(key, values)
             if column is not None:
                 packed[key] = column
+                pace.rest()
     if not packed or log.dropped_attributes:  # which a plain dict could not say
         return log, b""
     record = copy.copy(log.log_record)
@@ -220,7 +233,8 @@ def _apart(log: ReadableLogRecord) -> tuple[ReadableLogRecord, bytes]:
     return dataclasses.replace(log, log_record=record), b"".join(packed.values())
 
 
-def _log_row(log: ReadableLogRecord, otlp: bytes) -> Row:
+def _log_row(log: ReadableLogRecord, otlp: bytes, pace: Pace) -> Row:
+    pace.rest()
     record = log.log_record
     body = record.body
     return (
@@ -236,7 +250,7 @@ def _log_row(log: ReadableLogRecord, otlp: bytes) -> Row:
     )
 
 
-def _encode_points(records: Sequence[MetricsData]) -> tuple[list[Origin], int]:
+def _encode_points(records: Sequence[MetricsData], pace: Pace) -> tuple[list[Origin], int]:
     """One row a point: each is wrapped in a copy of its metric that holds it alone."""
     parts = []
     for collection in records:
@@ -248,7 +262,7 @@ def _encode_points(records: Sequence[MetricsData]) -> tuple[list[Origin], int]:
                     for point in metric.data.data_points
                 ]
                 if singles:
-                    parts.append(_isolated(singles, functools.partial(_encode_scope, outer, inner)))
+                    parts.append(_in_slices(singles, functools.partial(_encode_scope, outer, inner), pace))
     return _summed(parts)
 
 
@@ -311,7 +325,7 @@ def count(signal: str, records: Sequence[Any]) -> int:
     )
 
 
-ENCODERS: dict[str, Callable[[Sequence[Any]], tuple[list[Origin], int]]] = {
+ENCODERS: dict[str, Callable[[Sequence[Any], Pace], tuple[list[Origin], int]]] = {
     "spans": _encode_spans,
     "logs": _encode_logs,
     "points": _encode_points,

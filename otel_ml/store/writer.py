@@ -52,6 +52,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_ml import names
+from otel_ml.core.pace import Pace
 from otel_ml.errors import StoreError, guard, swallow
 from otel_ml.store.rows import ENCODERS, Origin, count, json_of, text_of
 from otel_ml.store.schema import SUFFIX, boot_and_start, insert, migrate, run_folder
@@ -70,6 +71,7 @@ logger = logging.getLogger("otel_ml")
 HELD = {"spans": 2048, "logs": 2048, "points": 60}  # records (for points: collections) kept back before the gate
 WAL_BYTES = 1 << 20
 INT64 = 1 << 63
+BACKLOG = 512  # records of one export, from which the SDK's queue is filling up: then no time is lost with rests
 BUSY_S = 1.0  # how long a write waits for a reader of a rollback-journal file
 PATIENCE_S = 5.0  # how long the goodbye waits for an export that is under way
 HOUSEKEEPING_S = 600.0
@@ -267,7 +269,8 @@ class StoreWriter:
 
     def _save(self, signal: str, records: Sequence[Any]) -> bool:
         """Encode a batch (outside the lock), then write it in one transaction."""
-        origins, unencodable = ENCODERS[signal](records)
+        with Pace(on=len(records) < BACKLOG) as pace:
+            origins, unencodable = ENCODERS[signal](records, pace)
         n = sum(len(origin.rows) for origin in origins)
         with self._lock:
             if unencodable:

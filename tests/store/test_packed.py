@@ -15,6 +15,7 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 
+from otel_ml.core.pace import Pace
 from otel_ml.store import rows
 from otel_ml.store.packed import log_attribute
 
@@ -70,7 +71,7 @@ def test_a_record_of_the_store_has_all_its_attributes(count: int) -> None:
         LogRecord(timestamp=5, body="b", event_name="ml.steps", attributes=columns), Resource({"a": "b"})
     )
     before = dataclasses.replace(record)
-    (origin,), lost = rows.ENCODERS["logs"]([record])
+    (origin,), lost = rows.ENCODERS["logs"]([record], Pace(on=False))
     ((*_, otlp),) = origin.rows
 
     whole = encode_logs([record]).resource_logs[0].scope_logs[0].log_records[0]

@@ -7,23 +7,20 @@ from typing import Any
 
 __all__ = ["scalar", "shape"]
 
-_torch = sys.modules["torch"]  # we are imported once the program has imported it
-_C = _torch._C
-_Tensor = _torch.Tensor
-_dispatch_modes, _function_modes = _C._len_torch_dispatch_stack, _C._len_torch_function_stack
-
 
 def scalar(value: Any) -> float | None:
     """The value of a one-element CPU tensor, exactly; None for what is not ready on the host."""
-    if type(value) is not _Tensor:
+    torch = sys.modules["torch"]
+    if type(value) is not torch.Tensor:
         return float(value) if type(value) in (float, int) else None
-    if _dispatch_modes() or _function_modes():
-        with _C._DisableTorchDispatch(), _C.DisableTorchFunction():
+    c = torch._C
+    if c._len_torch_dispatch_stack() or c._len_torch_function_stack():
+        with c._DisableTorchDispatch(), c.DisableTorchFunction():
             return float(value.item()) if value.is_cpu and value.numel() == 1 else None
     try:
         return float(value.item()) if value.is_cpu and value.numel() == 1 else None
     except RuntimeError:
-        if _C._functorch.maybe_current_level() is None:
+        if c._functorch.maybe_current_level() is None:
             raise
         return None  # inside vmap a tensor stands for many values
 
@@ -35,7 +32,7 @@ def shape(batch: Any) -> tuple[int, int]:
     `input_ids`, or of two equal two-dimensional integer tensors (a language model's input
     and target).
     """
-    tensor = _Tensor
+    tensor = sys.modules["torch"].Tensor
     if type(batch) is tensor:
         return (batch.shape[0] if batch.ndim else 1), -1
     if isinstance(batch, (list, tuple)):

@@ -1,0 +1,89 @@
+"""Background work in short slices, one thread of ours at a time.
+
+The program waits for the interpreter lock as long as one of our threads holds it. So each of
+them works for a fraction of a millisecond and rests three times as long, in which the program
+has the interpreter, or another one of us a slice of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Pace", "hurry"]
+
+_SLICE_NS = 300_000
+_LEISURE = 3.0  # rests, as a multiple of what was worked
+_LEAST_S = 0.0005
+_PATIENCE_S = 1.0  # then it works beside the other one
+
+
+class _State:
+    """The turn, and whether the process is about to end."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.hurried = False
+
+
+_state = _State()
+
+
+def hurry(*, on: bool = True) -> None:
+    """Rest no more from now on: the program waits for the end of our work."""
+    _state.hurried = on
+
+
+class Pace:
+    """A context around background work that calls `rest()` every now and then.
+
+    `on=False` never waits or rests; `leisure` is how long it rests, as a multiple of what it worked.
+    """
+
+    def __init__(self, *, on: bool = True, leisure: float = _LEISURE) -> None:
+        self._on = on
+        self._leisure = leisure
+        self._turn: threading.Lock | None = None
+        self._since = 0
+
+    def __enter__(self) -> Pace:  # noqa: PYI034 - typing has no Self before 3.11
+        self._take()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give()
+
+    def rest(self) -> None:
+        """Let the program's threads have the interpreter, if the slice is over."""
+        worked = time.perf_counter_ns() - self._since
+        if worked > _SLICE_NS and self._on and not _state.hurried:
+            self._give()
+            time.sleep(max(_LEAST_S, self._leisure * worked / 1e9))
+            self._take()
+
+    def _take(self) -> None:
+        turn = _state.turn
+        if self._on and turn.acquire(timeout=_PATIENCE_S):
+            self._turn = turn
+        self._since = time.perf_counter_ns()
+
+    def _give(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.release()
+
+
+def _forked() -> None:
+    """The thread that had the turn is not in the child."""
+    _state.turn = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
