@@ -177,6 +177,7 @@ class Drain:
     def last(self, *, failed: bool) -> None:
         """Take what is left and close what is open."""
         with self._lock, guard("the last drain"), Pace(on=False) as pace:
+            self.telemetry.rest = pace.rest
             for recorder in list(recorders.all):
                 self._drain(recorder, pace)
                 if recorder.tracker is not None:

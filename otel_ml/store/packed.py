@@ -32,8 +32,8 @@ def log_attribute(key: str, values: Sequence[Any]) -> bytes | None:
         each = chain.from_iterable(zip(repeat(b"\x0a\x09\x21"), values))
         array = struct.pack("<" + "3sd" * len(values), *each)
     elif kinds <= {float, int, str, type(None)}:
-        # Few are different, but -0.0 and 0.0 are, and not as keys.
-        known = {value: _value(value) for value in set(values) if type(value) is not float}
+        # Few are different; floats are not looked up, for as keys -0.0 is 0.0 and 1.0 is 1.
+        known = {value: _value(value) for value in {v for v in values if type(v) is not float}}
         parts = [_value(value) if type(value) is float else known[value] for value in values]
         if None in parts:
             return None

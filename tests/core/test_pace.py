@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -105,7 +106,9 @@ def test_a_forked_child_waits_for_nobody() -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     has.wait()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of 3.12, on forks beside threads
+        child = os.fork()
     if not child:
         with Pace() as ours:
             os._exit(0 if ours._turn is not None else 1)

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry._logs import LogRecord
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
@@ -34,6 +34,8 @@ def by_the_sdk(attributes: Any) -> bytes:
     return bytes(encode_logs([record]).resource_logs[0].scope_logs[0].log_records[0].SerializeToString())
 
 
+@example([1.0, 1, 1.0, None])
+@example([0.0, -0.0, 0])
 @given(st.one_of(st.lists(VALUES, min_size=1), st.lists(st.floats(allow_nan=False), min_size=1, max_size=300)))
 def test_a_column_is_what_the_sdk_makes_of_it(values: list[Any]) -> None:
     """Appended to a record, a column parses to what the SDK encodes, value by value and type by type."""
