@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Those with a test of their own, here or beside this file.
-SPECIAL = {"terminated", "interrupt", "timed", "fast", "own_providers", "observed"}
+SPECIAL = {"terminated", "interrupt", "timed", "fast", "own_providers", "observed", "patient"}
 SLOW = {"compile_inductor"}
 ORDINARY = [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
