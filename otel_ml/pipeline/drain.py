@@ -18,7 +18,7 @@ from otel_ml.core.pace import Pace
 from otel_ml.core.recorder import BUILD, WIDTH
 from otel_ml.errors import guard, swallow
 from otel_ml.pipeline.steady import Steady
-from otel_ml.pipeline.steps import Step, Tracker
+from otel_ml.pipeline.steps import Call, Step, Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ _TICK_S = 0.7  # with a turn and the store's delay under a second: the most that
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
 _LEISURE = 3.0  # times what it worked, it rests
+_CALLS = 32  # of inference that are told of together
 _CHECK = 16  # events between looks at the clock
 _FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
 
@@ -131,7 +132,7 @@ class Drain:
             except Exception:  # noqa: BLE001 - counted, and raised where we are tested
                 swallow("taking an event")
             at += WIDTH
-            if tracker.out:
+            if tracker.out and not (isinstance(tracker.out[-1], Call) and len(tracker.out) < _CALLS):
                 stepped = isinstance(tracker.out[-1], Step)
                 alone = len(tracker.out) == 1
                 self._tell(recorder)
@@ -140,6 +141,8 @@ class Drain:
                     at = self._blocks(recorder, chunk, at, pace)
             elif at % (_CHECK * WIDTH) == 0:
                 pace.rest()
+        if tracker.out:
+            self._tell(recorder)
 
     def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, pace: Pace) -> int:
         """Tell of the steady steps that come next, in blocks; where the next event begins."""
@@ -158,7 +161,8 @@ class Drain:
         recorder.tracker.out = []
         if not self.active and any(helps() for helps in runtime.helpers):
             return
-        for found in out:
+        alike = len(out) > 1 and all(isinstance(found, Call) for found in out)
+        for found in [out] if alike else out:
             if not self.active:
                 self.active = True
                 self._started()

@@ -50,8 +50,8 @@ class Telemetry:
         self._described: set[int] = set()
         self._optimizers_seen: set[int] = set()
 
-    def take(self, found: Step | Evaluation | Call | Rare, recorder: Recorder) -> None:
-        """Tell of one finding."""
+    def take(self, found: Step | Evaluation | Call | Rare | list[Call], recorder: Recorder) -> None:
+        """Tell of one finding, or of several calls."""
         if isinstance(found, Step):
             self._step(found, recorder)
         elif isinstance(found, Evaluation):
@@ -59,7 +59,9 @@ class Telemetry:
             self.aggregate.evaluation(found)
             self.spans.evaluation(found, recorder.ordinal)
         elif isinstance(found, Call):
-            self._call(found)
+            self._calls([found])
+        elif isinstance(found, list):
+            self._calls(found)
         else:
             self._rare(found)
 
@@ -200,15 +202,20 @@ class Telemetry:
         out[names.STEP_NUMBER] = step.number  # identity last: the SDK keeps the last 128 attributes
         return out
 
-    def _call(self, call: Call) -> None:
-        self.aggregate.call(call)
-        self.spans.call(call)
-        model = {names.MODEL_NAME: roots.facts[call.root].get("name", roots.labels[call.root])}
-        ok = {**model, names.OUTCOME: "ok"}
-        self.instruments.observe(names.INFERENCE_DURATION, [(call.end - call.start) / 1e9], ok)
-        self.instruments.add(names.INFERENCE_REQUESTS, 1, ok)
-        if call.samples is not None:
-            self.instruments.observe(names.INFERENCE_BATCH_SIZE, [float(call.samples)], model)
+    def _calls(self, calls: list[Call]) -> None:
+        roots_met: dict[int, list[Call]] = {}
+        for call in calls:
+            self.aggregate.call(call)
+            self.spans.call(call)
+            roots_met.setdefault(call.root, []).append(call)
+        for root, several in roots_met.items():
+            model = {names.MODEL_NAME: roots.facts[root].get("name", roots.labels[root])}
+            ok = {**model, names.OUTCOME: "ok"}
+            self.instruments.observe(names.INFERENCE_DURATION, [(c.end - c.start) / 1e9 for c in several], ok)
+            self.instruments.add(names.INFERENCE_REQUESTS, len(several), ok)
+            sizes = [float(c.samples) for c in several if c.samples is not None]
+            if sizes:
+                self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
 
     def _rare(self, rare: Rare) -> None:
         self.aggregate.rare(rare)
