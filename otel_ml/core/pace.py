@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Pace", "hurry"]
+__all__ = ["LEISURE", "Pace", "hurry"]
 
 _SLICE_NS = 300_000
-_LEISURE = 3.0  # rests, as a multiple of what was worked
+LEISURE = 3.0  # rests, as a multiple of what was worked
 _LEAST_S = 0.0005
 _PATIENCE_S = 1.0  # then it works beside the other one
 
@@ -45,7 +45,7 @@ class Pace:
     `on=False` never waits or rests; `leisure` is how long it rests, as a multiple of what it worked.
     """
 
-    def __init__(self, *, on: bool = True, leisure: float = _LEISURE) -> None:
+    def __init__(self, *, on: bool = True, leisure: float = LEISURE) -> None:
         self._on = on
         self._leisure = leisure
         self._turn: threading.Lock | None = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
-from otel_ml.core.pace import Pace
+from otel_ml.core.pace import LEISURE, Pace
 from otel_ml.core.recorder import BUILD, WIDTH
 from otel_ml.errors import guard, swallow
 from otel_ml.pipeline.steady import Steady
@@ -31,7 +31,6 @@ __all__ = ["Drain"]
 _TICK_S = 0.7  # with a turn and the store's delay under a second: the most that a SIGKILL may cost
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
-_LEISURE = 3.0  # times what it worked, it rests
 _CALLS = 32  # of inference that are told of together
 _CHECK = 16  # events between looks at the clock
 _FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
@@ -77,7 +76,7 @@ class Drain:
 
     def turn(self, *, pause: bool = True) -> None:
         """Take and tell everything recorded so far."""
-        with self._lock, Pace(on=pause, leisure=_LEISURE if self._tick_s == _TICK_S else 0.0) as pace:
+        with self._lock, Pace(on=pause, leisure=LEISURE if self._tick_s == _TICK_S else 0.0) as pace:
             self.telemetry.rest = pace.rest
             fullest = 0.0
             for recorder in list(recorders.all):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Instruments"]
 
-# A flush of this many values takes well under the drain's slice of 0.5 ms, on a slow machine too.
+# A flush of this many values takes about a millisecond, which the program may have to wait for.
 FLUSH_AT = 2048
 _KNOWN = 1000  # attribute sets whose series is remembered
 

@@ -1,9 +1,10 @@
-"""Attributes that are columns of numbers, as OTLP bytes, some thirty times cheaper than value by value.
+"""Attributes that are columns of numbers, as OTLP bytes, cheaper than value by value.
 
 A run's curve is hundreds of thousands of numbers, and the SDK's encoder makes an object of
 each while it holds the interpreter lock. Serialised protobuf messages may be appended to
 one another; so a record is encoded without its long sequences, and these are appended.
-`tests/store/test_packed.py` shows that both ways parse to the same.
+Floats take a seventh of the time so, repeated words a fifth; integers that all differ gain
+nothing. `tests/store/test_packed.py` shows that both ways parse to the same.
 
 The layout is `opentelemetry/proto/{logs,common}/v1`: `LogRecord.attributes` (6) holds
 `KeyValue`s of `key` (1) and `value` (2), an `AnyValue` whose `array_value` (5) holds

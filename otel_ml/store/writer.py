@@ -165,7 +165,7 @@ class StoreWriter:
         return 0 if path is None or self._foreign() else sum(_bytes_of(f"{path}{tail}") for tail in _TAILS)
 
     def prepare(self) -> None:
-        """Import what the first export needs, early and in one place: 40 to 60 ms that no training step then meets."""
+        """Import what the first export needs, early and in one place: some 40 ms that no training step then meets."""
         import sqlite3  # noqa: F401
 
         from opentelemetry.exporter.otlp.proto.common import (  # noqa: F401
