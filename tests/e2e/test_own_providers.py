@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,9 @@ def test_own_providers(launcher: str, tmp_path: Path, scratch: Path) -> None:
     exported = json.loads((tmp_path / "telemetry.json").read_text())
     assert exported["durations"] == [[[0.5, 60.0], 5]]
     assert exported["run"] == totals(tmp_path / "runs").run_id
-    assert exported["events"] == ["ml.run.started", "ml.config", "ml.steps", "ml.diagnosis", "ml.run.finished"]
+    # The steps come as one event or as several: the drain may take a turn between two of them.
+    events = [name for name, _ in groupby("ml.steps" if e == "ml.step" else e for e in exported["events"])]
+    assert events == ["ml.run.started", "ml.config", "ml.steps", "ml.diagnosis", "ml.run.finished"]
     steps = {trace for name, trace in exported["spans"] if name == "ml.step"}
     assert len(steps) == 5
     assert {trace for name, trace in exported["spans"] if name == "own"} == steps
