@@ -32,6 +32,7 @@ from otel_ml.pipeline.run import Run
 from otel_ml.pipeline.views import views
 from otel_ml.settings import Settings
 from otel_ml.store.writer import StoreWriter
+from otel_ml.watch.anomalies import Anomalies
 from otel_ml.watch.diagnosis import diagnose
 
 if TYPE_CHECKING:
@@ -89,11 +90,12 @@ def configure() -> Run | None:
     if not chosen.enabled or settings.sdk_disabled(os.environ):
         return None
     run = current or _start(chosen, {})
+    from otel_ml.instrument.jax import JaxInstrumentor
     from otel_ml.instrument.torch import TorchInstrumentor
 
-    instrumentor = TorchInstrumentor()
-    if not instrumentor.is_instrumented_by_opentelemetry:
-        instrumentor.instrument()
+    for instrumentor in (TorchInstrumentor(), JaxInstrumentor()):
+        if not instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.instrument()
     return run
 
 
@@ -135,6 +137,7 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
         providers,
         writer=writer,
         judge=_judge,
+        watch=Anomalies().recompiled,
         steps_per_second=chosen.steps_per_second,
         points_per_second=chosen.points_per_second,
         points_burst=chosen.points_burst,
@@ -145,7 +148,15 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
     _wrap_excepthook()
     atexit.register(shutdown)
     register_post_import_hook(_in_multiprocessing, "multiprocessing.util")
+    register_post_import_hook(_before_jax_ends, "jax")
     return run
+
+
+def _before_jax_ends(_: Any) -> None:
+    """Its own end gives up all devices: what they still hold for us is to be read before that."""
+    if current is not None:
+        atexit.unregister(shutdown)
+        atexit.register(shutdown)
 
 
 def _adopt(signal: str) -> None:
@@ -283,7 +294,8 @@ def _say(chosen: Settings) -> None:
     )
     for signal, ways in exporters.items():
         print(f"otel-ml: {signal} go to {', '.join(ways) or 'nowhere'}", file=sys.stderr)
-    from otel_ml.instrument.torch import report
+    from otel_ml.instrument import jax, torch
 
-    hooked = ", ".join(f"{k} {v}" for k, v in report().items()) or "waiting for the program to import torch"
-    print(f"otel-ml: instrumentors: torch ({hooked})", file=sys.stderr)
+    for name, report in (("torch", torch.report()), ("jax", jax.report())):
+        hooked = ", ".join(f"{k} {v}" for k, v in report.items()) or f"waiting for the program to import {name}"
+        print(f"otel-ml: instrumentors: {name} ({hooked})", file=sys.stderr)

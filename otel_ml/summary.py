@@ -275,6 +275,8 @@ PHASES = {
     "forward": _Fill("forward", "bright_green", "█", "F"),
     "backward": _Fill("backward", "green", "▓", "B"),
     "optimizer": _Fill("optimizer", "bright_cyan", "░", "O"),
+    "host": _Fill("host", "green", "▓", "H"),
+    "wait": _Fill("wait", "bright_green", "█", "W"),
     "collective": _Fill("collective", "bright_magenta", "▄", "C"),
     "compile": CATEGORIES["compile"],
     "checkpoint": CATEGORIES["checkpoint"],

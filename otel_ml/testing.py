@@ -40,11 +40,13 @@ from otel_ml.core import clock as clocks
 from otel_ml.core import runtime
 from otel_ml.core.context import optimizers, recorders, roots
 from otel_ml.core.identity import Identity
+from otel_ml.instrument.jax import JaxInstrumentor
 from otel_ml.instrument.torch import TorchInstrumentor
 from otel_ml.pipeline.providers import Providers
 from otel_ml.pipeline.run import Run
 from otel_ml.pipeline.spans import LiveStep
 from otel_ml.settings import Settings
+from otel_ml.watch.anomalies import Anomalies
 from otel_ml.watch.diagnosis import diagnose
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from otel_ml.totals import RunTotals
+
+_INSTRUMENTORS = (TorchInstrumentor, JaxInstrumentor)
 
 __all__ = ["RUN_ID", "Captured", "FakeClock", "capture"]
 
@@ -176,7 +180,8 @@ def capture(*, sampler: Sampler | None = None, clock: FakeClock | None = None) -
     with _apart(clock):
         captured = _start(sampler or ALWAYS_ON)
         try:
-            TorchInstrumentor().instrument()
+            for instrumentor in _INSTRUMENTORS:
+                instrumentor().instrument()
             try:
                 yield captured
             except BaseException as error:
@@ -184,7 +189,8 @@ def capture(*, sampler: Sampler | None = None, clock: FakeClock | None = None) -
                 raise
             captured._end(None)  # noqa: SLF001
         finally:
-            TorchInstrumentor().uninstrument()
+            for instrumentor in _INSTRUMENTORS:
+                instrumentor().uninstrument()
             captured.run.detach()
             for provider in (captured.tracer_provider, captured.meter_provider, captured.logger_provider):
                 provider.shutdown()
@@ -204,6 +210,7 @@ def _start(sampler: Sampler) -> Captured:
         Providers(tracer, meter, logger, made=set()),
         writer=None,
         judge=_judge,
+        watch=Anomalies().recompiled,
         steps_per_second=chosen.steps_per_second,
         points_per_second=chosen.points_per_second,
         points_burst=chosen.points_burst,
@@ -222,10 +229,11 @@ def _judge(totals: RunTotals) -> tuple[str, str, str]:
 def _apart(clock: FakeClock | None) -> Iterator[None]:
     """What is the process's own is the block's meanwhile: what was recorded and met, the errors, the clock."""
     strict, counts = errors.strict, errors.swallowed.counts
-    frameworks, limit = dict(runtime.frameworks), recorders.limit
+    frameworks, trained, limit = dict(runtime.frameworks), list(runtime.trained), recorders.limit
     now, wall = clocks.now, clocks.wall
     errors.strict, errors.swallowed.counts = True, {}
     runtime.frameworks.clear()
+    runtime.trained.clear()
     _forget(Settings.from_env({}).buffer)
     if clock is not None:
         _replace(now, clock)
@@ -239,6 +247,7 @@ def _apart(clock: FakeClock | None) -> Iterator[None]:
         errors.strict, errors.swallowed.counts = strict, counts
         runtime.frameworks.clear()
         runtime.frameworks.update(frameworks)
+        runtime.trained[:] = trained
         _forget(limit)
 
 

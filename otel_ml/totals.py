@@ -69,6 +69,8 @@ class RunTotals:
     inference_samples: int | None = None
     compiles: int = 0
     recompiles: int = 0
+    cache_hits: int = 0  # of the persistent cache; those are no compiles
+    cache_misses: int = 0
     checkpoints_saved: int = 0
     checkpoints_loaded: int = 0
     nonfinite: dict[str, int] = field(default_factory=dict)  # by value: "loss", "grad_norm"

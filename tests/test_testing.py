@@ -56,7 +56,7 @@ def test_events_by_hand_become_plain_data() -> None:
         ("optimizer", 35_000_000, 40_000_000),
     ]  # fmt: skip
     assert seen.points(names.STEPS) == {((names.OUTCOME, "ok"),): 2}
-    assert seen.points(names.STEP_DURATION) == {((names.FRAMEWORK_NAME, seen.run.totals.framework),): (2, 0.086)}
+    assert seen.points(names.STEP_DURATION) == {((names.FRAMEWORK_NAME, "torch"),): (2, 0.086)}
     assert seen.totals is not None
     assert (seen.totals.steps, seen.totals.outcome, seen.totals.duration_s) == (2, "finished", 0.086)
     again = block()

@@ -30,7 +30,7 @@ __all__ = ["Check", "examine", "hook_report", "prepare_parser", "run"]
 Status = Literal["ok", "note", "warning", "broken"]
 
 # The newest release that our tests have run on; the oldest supported one is in the package's extras.
-TESTED = {"torch": "2.13"}
+TESTED = {"torch": "2.13", "jax": "0.10"}
 _NEIGHBOURS = (
     "ddtrace", "elastic-opentelemetry", "logfire", "mlflow", "newrelic", "opentelemetry-distro", "sentry-sdk",
     "splunk-opentelemetry", "tensorboard", "wandb",
@@ -256,16 +256,20 @@ def _endpoint(environ: Mapping[str, str], signal: str, protocol: str) -> str:
 
 # --- hooks -------------------------------------------------------------------------------------
 
-_PROBE = """
-import json, torch, torch._dynamo.utils
-from otel_ml.instrument.torch import report
+_PROBES = {
+    "torch": "import torch, torch._dynamo.utils",
+    "jax": "import jax",
+}
+_TELL = """
+import json
+from otel_ml.instrument.{name} import report
 print()
 print(json.dumps(report()))
 """
 
 
-def hook_report(environ: Mapping[str, str]) -> dict[str, str]:
-    """Each torch hook by name, "hooked" or "missing: why", from another Python under our launcher.
+def hook_report(name: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Each hook of torch or jax by name, "hooked" or "missing: why", from another Python under our launcher.
 
     Raises:
         CommandError: that Python failed; the message ends with what it said last.
@@ -280,7 +284,7 @@ def hook_report(environ: Mapping[str, str]) -> dict[str, str]:
         child.update({f"OTEL_{signal.upper()}_EXPORTER": "none" for signal in SIGNALS})
         instrument(child)
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
+            [sys.executable, "-c", _PROBES[name] + _TELL.format(name=name)],
             env=child, capture_output=True, text=True, check=False, timeout=_HOOKS_TIMEOUT_S,
         )  # fmt: skip
     if done.returncode != 0:
@@ -291,18 +295,20 @@ def hook_report(environ: Mapping[str, str]) -> dict[str, str]:
     return report
 
 
-def _hooks(environ: Mapping[str, str]) -> list[Check]:
-    if _version("torch") is None:
-        return [Check("hooks", "torch", "note", "not installed")]
-    try:
-        report = hook_report(environ)
-    except CommandError as error:
-        return [Check("hooks", "torch", "broken", str(error))]
-    if not report:
-        return [Check("hooks", "torch", "broken", "nothing was hooked; run again with OTEL_LOG_LEVEL=debug")]
-    return [
-        Check("hooks", name, "ok" if state == "hooked" else "warning", state) for name, state in sorted(report.items())
-    ]
+def _hooks(environ: Mapping[str, str]) -> Iterator[Check]:
+    for framework in _PROBES:
+        if _version(framework) is None:
+            yield Check("hooks", framework, "note", "not installed")
+            continue
+        try:
+            report = hook_report(framework, environ)
+        except CommandError as error:
+            yield Check("hooks", framework, "broken", str(error))
+            continue
+        if not report:
+            yield Check("hooks", framework, "broken", "nothing was hooked; run again with OTEL_LOG_LEVEL=debug")
+        for name, state in sorted(report.items()):
+            yield Check("hooks", f"{framework}: {name}", "ok" if state == "hooked" else "warning", state)
 
 
 # --- printing ------------------------------------------------------------------------------------

@@ -30,15 +30,15 @@ class Registry:
         self._references: dict[int, weakref.ref[Any]] = {}
         self._lock = threading.Lock()
 
-    def number(self, thing: object) -> int:
-        """The object's number; a new one gets the next, labelled by its class."""
+    def number(self, thing: object, name: str | None = None) -> int:
+        """The object's number; a new one gets the next, labelled by `name`, else by its class."""
         key = id(thing)
         found = self.numbers.get(key)
         if found is not None:
             return found
         with self._lock:
             number = len(self.labels)
-            name = type(thing).__name__
+            name = name or type(thing).__name__
             alike = sum(1 for label in self.labels if label.partition("#")[0] == name)
             self.labels.append(f"{name}#{alike + 1}" if alike else name)
             self.facts.append({})

@@ -28,6 +28,11 @@ __all__ = [
     "CLIP",
     "CLOSED",
     "COMPILE",
+    "DEVICE_CALL",
+    "DEVICE_GRAD",
+    "DEVICE_TRAIN",
+    "DEVICE_UPDATE",
+    "DEVICE_WAIT",
     "DONE",
     "FETCH",
     "FETCHED",
@@ -61,6 +66,13 @@ OPTIMIZER_WORK = 10  #  time of the optimizer phase that means nothing more
 BUILD = 11  #     an optimizer was constructed: its index
 COMPILE = 12  #   payload dict               -
 CHECKPOINT = 13  #  payload dict             -
+# What is computed elsewhere once it is dispatched, so that the end here is that of the dispatch. A warm call has no
+# start of its own: it is then where this thread's last event ended, and the whole stretch is the host's.
+DEVICE_TRAIN = 14  #  function's index       samples | tokens << 32, or -1; a Deferred that knows them and more
+DEVICE_GRAD = 15  #   as DEVICE_TRAIN: gradients alone come out of it, the weights are updated elsewhere
+DEVICE_UPDATE = 16  # function's index       -
+DEVICE_CALL = 17  #   root's index           samples | tokens << 32, or -1
+DEVICE_WAIT = 18  #   -                      -
 
 # Where the online counter stands.
 CLOSED = 0  # no step
@@ -77,10 +89,13 @@ class Recorder:
         "__weakref__",
         "alive",
         "buffer",
+        "defers",
         "dropped",
         "expected",
         "extend",
+        "held",
         "ident",
+        "last",
         "limit",
         "merged_from",
         "name",
@@ -109,7 +124,10 @@ class Recorder:
         self.limit = limit * WIDTH
         self.dropped = 0
         self.taken = 0
+        self.last = 0
         self.tracker: Any = None  # the drain's
+        self.held: list[Any] = []  # the drain's
+        self.defers = False  # a Deferred was recorded
         self.steady: Any = None  # the drain's
         self.number = 0
         self.state = CLOSED
@@ -128,18 +146,27 @@ class Recorder:
         except MemoryError:  # the program's to meet, where it asks for memory
             self.dropped += 1
 
+    def since(self) -> int:
+        """When the thread's last event ended, by our clock; 0 before its first."""
+        try:
+            return self.buffer[-3]  # type: ignore[no-any-return]
+        except IndexError:  # the drain has just taken it
+            return self.last
+
     def take(self) -> list[Any]:
         """Everything recorded since the last call, flat; called by the drain only."""
         buffer = self.buffer
         count = len(buffer)
         chunk = buffer[:count]
+        if count:
+            self.last = chunk[-3]
         del buffer[:count]
         self.taken += count // WIDTH
         return chunk
 
     def is_over(self) -> bool:
         """Whether its thread has ended and the drain has nothing more to take or to tell of it."""
-        return not self.alive and not self.buffer and self.tracker is None
+        return not self.alive and not self.buffer and not self.held and self.tracker is None
 
     # --- the online step counter -----------------------------------------------------
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["coming", "enabled", "framework", "frameworks", "helpers"]
+    from otel_ml.names import Metric
+
+    Sample = Iterable[tuple[Metric, float, dict[str, Any] | None]]
+
+__all__ = ["coming", "enabled", "framework", "frameworks", "helpers", "leading", "samplers", "trained"]
 
 frameworks: dict[str, str] = {}
+samplers: list[Callable[[], Sample]] = []
+"""Each says, at a turn of the drain, what stands at what: gauges are set, counters added to."""
+trained: list[str] = []
+"""The frameworks that the program was seen to train with, in that order."""
 helpers: list[Callable[[], bool]] = []
 """Each says whether this process only prepares data for another: what such a one computes is no run."""
 
@@ -24,6 +32,12 @@ def coming() -> bool:
 def framework(name: str, version: str) -> None:
     """A framework has been hooked."""
     frameworks[name] = version
+
+
+def leading() -> tuple[str, str]:
+    """The framework that the program trains with, else the first it imported, and its version; empty if none."""
+    name = next((n for n in (*trained, *frameworks) if n in frameworks), "")
+    return name, frameworks.get(name, "")
 
 
 def enabled() -> bool:

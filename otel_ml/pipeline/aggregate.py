@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from otel_ml.pipeline.steady import Block
     from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
@@ -118,8 +120,8 @@ class Aggregate:
             totals.tokens = (totals.tokens or 0) + step.tokens
         for optimizer, loss in step.losses.items():
             self._loss(label.get(optimizer, ""), loss, step.number)
-        if step.grad_norm is not None and not math.isfinite(step.grad_norm):
-            totals.nonfinite["grad_norm"] = totals.nonfinite.get("grad_norm", 0) + 1
+        for name, value in (("grad_norm", step.grad_norm), *step.scalars.items()):
+            self._nonfinite(name, (value,))
 
     def block(self, block: Block, label: dict[int, str]) -> None:
         """Count a block of steps, all of outcome ok."""
@@ -141,19 +143,25 @@ class Aggregate:
             totals.samples = (totals.samples or 0) + sum(block.samples)
         if block.tokens is not None:
             totals.tokens = (totals.tokens or 0) + sum(block.tokens)
-        for optimizer, losses in block.losses.items():
+        for optimizer, column in block.losses.items():
             key = label.get(optimizer, "")
+            losses = [loss for loss in column if loss is not None]
             if all(map(math.isfinite, losses)):
                 lowest = min(losses)
                 self._loss(key, losses[0], block.first)
-                self._loss(key, lowest, block.first + losses.index(lowest))
+                self._loss(key, lowest, block.first + column.index(lowest))
                 self.totals.losses[key].last = losses[-1]
             else:
-                for number, loss in enumerate(losses, block.first):
-                    self._loss(key, loss, number)
-        bad = sum(not math.isfinite(v) for v in block.grad_norms or ())
+                for number, loss in enumerate(column, block.first):
+                    if loss is not None:
+                        self._loss(key, loss, number)
+        for name, values in (("grad_norm", block.grad_norms or ()), *block.scalars.items()):
+            self._nonfinite(name, values)
+
+    def _nonfinite(self, name: str, values: Iterable[float | None]) -> None:
+        bad = sum(v is not None and not math.isfinite(v) for v in values)
         if bad:
-            totals.nonfinite["grad_norm"] = totals.nonfinite.get("grad_norm", 0) + bad
+            self.totals.nonfinite[name] = self.totals.nonfinite.get(name, 0) + bad
 
     def _loss(self, key: str, loss: float, number: int) -> None:
         curve = self.totals.losses.setdefault(key, LossCurve())
@@ -185,7 +193,10 @@ class Aggregate:
         """Count a compile or checkpoint; its time only when no step holds it."""
         payload = rare.payload
         if "function" in payload:
-            self.totals.compiles += 1
+            hit = payload.get("cache") == "hit"
+            self.totals.cache_hits += hit
+            self.totals.cache_misses += payload.get("cache") == "miss"
+            self.totals.compiles += not hit
             self.totals.recompiles += payload["reason"] is not None
             category = "compile"
         else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
+from otel_ml.core.deferred import Deferred
 from otel_ml.core.pace import LEISURE, Pace
 from otel_ml.core.recorder import BUILD, WIDTH
 from otel_ml.errors import guard, swallow
@@ -33,6 +34,9 @@ _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
 _CALLS = 32  # of inference that are told of together
 _CHECK = 16  # events between looks at the clock
+_LATE_NS = 5_000_000_000  # how long a value may be computed before its step is told without it
+_LAST_S = 0.5  # for the same at the end
+_POLL_S = 0.002
 _FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
 
 
@@ -52,6 +56,7 @@ class Drain:
         self._stop = False
         self._thread: threading.Thread | None = None
         self._built = False
+        self._ending = False
         self._tick_s = _TICK_S
 
     def start(self) -> None:
@@ -83,7 +88,7 @@ class Drain:
                 fullest = max(fullest, len(recorder.buffer) / recorder.limit)
                 over = not recorder.alive  # asked first: what a thread records before it ends is then taken
                 self._drain(recorder, pace)
-                if over and recorder.tracker is not None:
+                if over and recorder.tracker is not None and not recorder.held:
                     recorder.tracker.finish()
                     self._tell(recorder)
                     recorder.tracker = None
@@ -107,7 +112,7 @@ class Drain:
             self._tick_s = min(_TICK_S, self._tick_s * 2)
 
     def _drain(self, recorder: Recorder, pace: Pace) -> None:
-        chunk = recorder.take()
+        chunk = self._ready(recorder, pace)
         if not chunk:
             return
         tracker = recorder.tracker
@@ -142,6 +147,29 @@ class Drain:
                 pace.rest()
         if tracker.out:
             self._tell(recorder)
+
+    def _ready(self, recorder: Recorder, pace: Pace) -> list[Any]:
+        """What there is to tell: up to the first value that a device still computes, unless that takes too long."""
+        chunk = recorder.held + recorder.take() if recorder.held else recorder.take()
+        recorder.held = []
+        if not recorder.defers:
+            return chunk
+        for at in [n * WIDTH for n, b in enumerate(chunk[4::WIDTH]) if isinstance(b, Deferred)]:
+            value = chunk[at + 4]
+            if not value.ready() and now() - chunk[at + 2] < _LATE_NS and not self._ending:
+                recorder.held = chunk[at:]
+                return chunk[:at]
+            chunk[at + 4] = value.read()
+            pace.rest()
+        return chunk
+
+    def _await(self) -> None:
+        """At the end: let the devices finish what the last steps' values need, for a moment."""
+        until = time.monotonic() + _LAST_S
+        for recorder in recorders.all:
+            waiting = [v for v in (*recorder.held[4::WIDTH], *recorder.buffer[4::WIDTH]) if isinstance(v, Deferred)]
+            while time.monotonic() < until and not all(value.ready() for value in waiting):
+                time.sleep(_POLL_S)
 
     def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, pace: Pace) -> int:
         """Tell of the steady steps that come next, in blocks; where the next event begins."""
@@ -181,6 +209,8 @@ class Drain:
         """Take what is left and close what is open."""
         with self._lock, guard("the last drain"), Pace(on=False) as pace:
             self.telemetry.rest = pace.rest
+            self._await()
+            self._ending = True
             for recorder in list(recorders.all):
                 self._drain(recorder, pace)
                 if recorder.tracker is not None:

@@ -57,7 +57,7 @@ class Records:
                 timestamp=self.anchor.unix(at_ns),
                 context=context,
                 severity_number=severity,
-                severity_text="INFO" if severity is SeverityNumber.INFO else "ERROR",
+                severity_text=severity.name,
                 body=body,
                 attributes={k: v for k, v in attributes.items() if v is not None},
                 event_name=name,

@@ -53,6 +53,7 @@ class Run:
         *,
         writer: Any,
         judge: Callable[[RunTotals], tuple[str, str, str]],
+        watch: Callable[[str, str, int], tuple[str, str, str] | None],
         steps_per_second: float,
         points_per_second: float,
         points_burst: int,
@@ -86,6 +87,7 @@ class Run:
             records=self.records,
             aggregate=self.aggregate,
             anchor=self.anchor,
+            watch=watch,
         )
         self.drain = Drain(self.telemetry, prepare=writer.prepare if writer else _nothing, started=self._begin)
         self.logs = Logs(providers.logger, theirs="logs" not in providers.made)
@@ -134,15 +136,14 @@ class Run:
         """The first step or call was seen: the run is worth telling of."""
         if self.writer is not None:
             self.writer.open_gate()
-        name, framework = next(iter(runtime.frameworks.items()), ("", ""))
+        name, framework = runtime.leading()
         self.totals.framework = name
-        self.telemetry.framework = name
         at = now()
         about = {
             names.CONFIG_ARGV: argv(sys.orig_argv),
             names.CONFIG_MODELS: [f["name"] for f in roots.facts if f],
-            names.CONFIG_OPTIMIZERS: list(optimizers.labels),
-            names.MODEL_PARAMETERS_COUNT: sum(f["trainable"] + f["frozen"] for f in roots.facts if f),
+            names.CONFIG_OPTIMIZERS: [n for n, f in zip(optimizers.labels, optimizers.facts, strict=True) if not f],
+            names.MODEL_PARAMETERS_COUNT: sum(f.get("trainable", 0) + f.get("frozen", 0) for f in roots.facts),
             names.FRAMEWORK_NAME: name,
             names.FRAMEWORK_VERSION: framework,
             "process.runtime.version": platform.python_version(),

@@ -16,8 +16,21 @@ from operator import add, lt, sub
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
+from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
-from otel_ml.pipeline.steps import BACKWARD, FORWARD, PHASE, RESIDUAL, Item, build, unpack
+from otel_ml.pipeline.steps import (
+    BACKWARD,
+    FORWARD,
+    GRAD_NORM,
+    LOSS,
+    PHASE,
+    RESIDUAL,
+    Item,
+    build,
+    framework_of,
+    packed_of,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from otel_ml.pipeline.steps import Step, Tracker
@@ -26,8 +39,11 @@ __all__ = ["Block", "Steady"]
 
 _MOST = 128  # steps a block: what one slice of the drain can tell of
 _LEAST = 4
-_SIMPLE = frozenset({r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.CLIP, r.OPTIMIZER_WORK})
-_BY_NUMBER = frozenset({r.FORWARD, r.ZERO_GRAD, r.STEP})  # events whose `a` says which object
+_DEVICE = frozenset({r.DEVICE_TRAIN, r.DEVICE_CALL})
+_SIMPLE = _DEVICE | {
+    r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.CLIP, r.OPTIMIZER_WORK, r.DEVICE_WAIT,
+}  # fmt: skip
+_BY_NUMBER = _DEVICE | {r.FORWARD, r.ZERO_GRAD, r.STEP}  # events whose `a` says which object
 
 
 @dataclass
@@ -38,12 +54,14 @@ class Block:
     starts: list[int]  # one more than there are steps: the last is where the last one ends
     durations: list[int]
     phases: dict[str, list[int]]
-    losses: dict[int, list[float]]
+    losses: dict[int, list[float | None]]
     learning_rates: dict[int, list[Any]]
-    grad_norms: list[float] | None
+    grad_norms: list[float | None] | None
     samples: list[int] | None
     tokens: list[int] | None
+    scalars: dict[str, list[float | None]]
     micro_batches: int
+    framework: str
     _events: tuple[list[Any], ...]  # codes, starts, ends, a and b of every event
     _cycle: int
     _roots: int
@@ -137,7 +155,9 @@ class Steady:
             grad_norms=None,
             samples=None,
             tokens=None,
-            micro_batches=codes[:cycle].count(r.BACKWARD),
+            scalars={},
+            micro_batches=codes[:cycle].count(r.BACKWARD) + codes[:cycle].count(r.DEVICE_TRAIN),
+            framework=framework_of(codes[:cycle]),
             _events=(codes, starts, ends, a, b),
             _cycle=cycle,
             _roots=len(tracker.roots),
@@ -215,7 +235,7 @@ class _Columns:
 
     def values(self, block: Block) -> bool:
         """Fill in losses, rates, norms and counts; False where one is not known throughout."""
-        running: list[float] | None = None
+        running: list[Any] | None = None
         turns = 0
         samples: list[int] | None = None
         tokens: list[int] | None = None
@@ -257,11 +277,42 @@ class _Columns:
                     tokens = words if tokens is None else list(map(add, tokens, words))
             elif code == r.FORWARD:
                 forwards.append(j)
+            elif code == r.DEVICE_TRAIN:
+                turns += 1
+                self._scalars(block, j)
+                if not self._sizes(block, j):
+                    return False
+        if samples is None and block.samples is not None:
+            samples, tokens = block.samples, block.tokens
         if running is not None and not turns:
             block.losses[-1] = running
         block.samples, block.tokens = samples, tokens
         if samples is None:
             return self._from_forwards(block, forwards)
+        return True
+
+    def _scalars(self, block: Block, j: int) -> None:
+        """What a compiled function gave back in each step, as far as it was looked at."""
+        given = [b.scalars if isinstance(b, Values) else None for b in self.b(j)]
+        for name in dict.fromkeys(name for one in given if one is not None for name in one):
+            column = [None if one is None else one.get(name) for one in given]
+            if name == LOSS:
+                block.losses[self.a(j)[0]] = column
+            elif name == GRAD_NORM:
+                block.grad_norms = column
+            else:
+                block.scalars[name] = column
+
+    def _sizes(self, block: Block, j: int) -> bool:
+        """Samples and tokens of a compiled function's calls; False where some tell and others do not."""
+        sizes = [unpack(packed_of(b)) for b in self.b(j)]
+        rows, words = [rows for rows, _ in sizes], [words for _, words in sizes]
+        if (min(rows) > 0) != (max(rows) > 0) or (min(words) > 0) != (max(words) > 0):
+            return False
+        for name, column in (("samples", rows), ("tokens", words)):
+            known = getattr(block, name)
+            if column[0]:
+                setattr(block, name, column if known is None else list(map(add, known, column)))
         return True
 
     def _from_forwards(self, block: Block, forwards: list[int]) -> bool:

@@ -10,20 +10,27 @@ framework: `tests/pipeline/test_steps.py` holds a table for every rule.
   without grad, or the construction of an optimizer, at once. A root forward with grad,
   zero_grad or backward is a *candidate*: confirmed when an optimizer of this round takes
   its turn again, discarded when a new one does (a GAN: one step holds one round).
+- Where a compiled function trains (JAX), its call is the turn, and what the program waits for after it belongs to
+  its step. One that only yields gradients is a backward, the one that takes them in is the turn. Others, called
+  between steps, are an evaluation; but one that is called before every step is a part of the step.
 - Events nest by containment: what a later event's interval covers was inside it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_ml.core import recorder as r
+from otel_ml.core.deferred import Values
 
-__all__ = ["Call", "Evaluation", "Item", "Rare", "Step", "Tracker", "build", "unpack"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, COMPILE, CHECKPOINT = (
-    "data_wait", "forward", "backward", "optimizer", "compile", "checkpoint",
+__all__ = ["Call", "Evaluation", "Item", "Rare", "Step", "Tracker", "build", "framework_of", "packed_of", "unpack"]
+
+DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, COMPILE, CHECKPOINT, HOST, WAIT = (
+    "data_wait", "forward", "backward", "optimizer", "compile", "checkpoint", "host", "wait",
 )  # fmt: skip
 RESIDUAL = "residual"
 
@@ -40,12 +47,23 @@ PHASE = {
     r.OPTIMIZER_WORK: OPTIMIZER,
     r.COMPILE: COMPILE,
     r.CHECKPOINT: CHECKPOINT,
+    r.DEVICE_TRAIN: HOST,
+    r.DEVICE_GRAD: HOST,
+    r.DEVICE_UPDATE: HOST,
+    r.DEVICE_CALL: HOST,
+    r.DEVICE_WAIT: WAIT,
 }
-_OPENERS = frozenset({r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.SCALER})
-_CANDIDATES = frozenset({r.FORWARD, r.BACKWARD, r.ZERO_GRAD})
-_TURNS = frozenset({r.STEP, r.SCALER})
-_WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.STEP, r.SCALER})  # events whose `a` says which object
-_NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP})
+DEVICE_TURNS = frozenset({r.DEVICE_TRAIN, r.DEVICE_UPDATE})
+DEVICE_LEARNS = frozenset({r.DEVICE_TRAIN, r.DEVICE_GRAD})
+_BACKWARDS = frozenset({r.BACKWARD, r.DEVICE_GRAD})
+_TURNS = frozenset({r.STEP, r.SCALER}) | DEVICE_TURNS
+_OPENERS = frozenset({r.FETCH, r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS | _TURNS
+_CANDIDATES = frozenset({r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS
+_CALLS = frozenset({r.FORWARD, r.FORWARD_NOGRAD, r.DEVICE_CALL})
+# Events whose `a` says which object.
+_WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.DEVICE_GRAD, r.DEVICE_CALL}) | _TURNS
+_NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP, r.DEVICE_WAIT})
+LOSS, GRAD_NORM = "loss", "grad_norm"  # the scalars that have a place of their own
 _TOKENS_SHIFT = 32
 _UNTRAINED = 16  # forwards with grad that wait for a first backward
 _PENDING = 256  # events without a turn, at which evaluations among them are looked for
@@ -89,9 +107,11 @@ class Step:
     grad_norm: float | None = None
     samples: int | None = None
     tokens: int | None = None
+    scalars: dict[str, float] = field(default_factory=dict)
     micro_batches: int = 0
     compiled: bool = False
     checkpointed: bool = False
+    framework: str = "torch"
 
     @property
     def duration(self) -> int:
@@ -107,6 +127,7 @@ class Evaluation:
     end: int
     calls: int
     next_step: int
+    functions: set[int] = field(default_factory=set)  # compiled ones that were called
 
 
 class Call(NamedTuple):
@@ -138,22 +159,31 @@ class Tracker:
         self.losses: dict[int, float] = {}
         self.roots: set[int] = set()
         self.out: list[Output] = []
-        self.loose: list[Item] = []  # compiles and checkpoints outside a step, until their container ends
+        self.loose: list[Item] = []  # compiles and checkpoints, until it is known what they are inside of
         self.last_end = 0
         self._aside: Evaluation | None = None  # forwards that belong to no step, so far
+        self._held: Evaluation | None = None  # the last one, until it is sure that it does not come with every step
+        self._early: list[Call] = []  # of compiled functions, before it is known whether the process trains
+        self._called: dict[int, int] = {}  # the step before which a compiled function was last called
+        self._of_steps: set[int] = set()  # compiled functions that are called before every step
 
     # --- input -----------------------------------------------------------------------
 
     def feed(self, code: int, start: int, end: int, a: Any, b: Any) -> None:
         """Take one event; what it completes is appended to `out`."""
         inside = self._absorb(code, start)
+        if self.loose and code not in (r.COMPILE, r.CHECKPOINT):
+            inside += self._settle(start, opens=code in _OPENERS)
         item = Item(code, start, end, a, b, inside)
         if inside:
             # What was taken for an edge inside this event was none: the event began before it.
             self._forget(inside)
         if code in (r.COMPILE, r.CHECKPOINT):
-            self.out.append(Rare(code, start, end, a, self.number if self.items else None))
-            (self.items or self.loose).append(item)
+            if self.items and not self._turned():
+                self.out.append(Rare(code, start, end, a, self.number))
+                self.items.append(item)
+            else:
+                self.loose.append(item)
             return
         if code == r.BUILD:
             self.built()
@@ -169,6 +199,11 @@ class Tracker:
                 self._insert(item)
         elif code == r.FORWARD_NOGRAD:
             self._forward_nograd(item)
+        elif code == r.DEVICE_CALL:
+            self._device_call(item)
+        elif code == r.DEVICE_WAIT and not self.items:
+            if self._aside is not None:
+                self._aside.end = end
         else:
             self._event(item)
         self.last_end = max(self.last_end, end)
@@ -177,9 +212,11 @@ class Tracker:
         """An optimizer exists in the process: it trains, and not by hand."""
         self.trains = True
         self.by_hand = False
+        self._early.clear()  # they set the training up
 
     def finish(self, *, failed: bool = False) -> None:
         """The thread's or the program's end: close what is open at its last event."""
+        self._settle(self.last_end + 1, opens=False)
         if self._turned():
             # What has taken its turn is done; what follows is the next step, or was none.
             at = self.candidate if self.candidate is not None else len(self.items)
@@ -194,7 +231,9 @@ class Tracker:
             self._fail()
         else:
             self._leave_open()
-        self._flush_evaluation()
+        self.out += self._early
+        self._early = []
+        self._flush_evaluation(last=True)
         self.items = []
 
     # --- the rules -------------------------------------------------------------------
@@ -204,14 +243,15 @@ class Tracker:
         code = item.code
         if code == r.FORWARD:
             self.roots.add(item.a)
-        elif code == r.BACKWARD:
+        elif code in _BACKWARDS:
             self.trains = True
+            self._early.clear()
         if self._turned():
             if code == r.FETCH:
                 self._close_at(item.start, len(self.items))
             elif code in _CANDIDATES and self.candidate is None:
                 self.candidate = len(self.items)
-        elif self.by_hand and code in (r.FETCH, r.FORWARD) and self._backwards():
+        elif self.by_hand and code in (r.FETCH, r.FORWARD, r.DEVICE_GRAD) and self._backwards():
             self._close_manual(item.start)
         if not self.items and code not in _OPENERS:
             return
@@ -247,6 +287,29 @@ class Tracker:
         else:
             self._put_aside([item])
 
+    def _device_call(self, item: Item) -> None:
+        """A call of a compiled function that does not train."""
+        if not self.trains:
+            self._early.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None))
+            if len(self._early) > _UNTRAINED:
+                self.out.append(self._early.pop(0))
+            return
+        if self._turned():
+            self._close_at(item.start, len(self.items))
+        elif self.by_hand and self._backwards():
+            self._close_manual(item.start)
+        before = self._called.get(item.a)
+        self._called[item.a] = self.number
+        if before == self.number - 1:
+            self._of_steps.add(item.a)
+        if self._held is not None and self._held.functions <= self._of_steps:
+            self._held = None  # it was the first of those
+        if self.items or item.a in self._of_steps:
+            self._insert(item)
+            self._bound()
+        else:
+            self._put_aside([item])
+
     def _turn(self, item: Item) -> None:
         self.built()
         optimizer = item.a
@@ -264,7 +327,7 @@ class Tracker:
         return bool(self.round)
 
     def _backwards(self) -> int:
-        return sum(1 for i in self.items if i.code == r.BACKWARD)
+        return sum(1 for i in self.items if i.code in _BACKWARDS)
 
     # --- bookkeeping -----------------------------------------------------------------
 
@@ -281,10 +344,18 @@ class Tracker:
             at -= 1
         inside = tuple(items[at:])
         del items[at:]
-        if self.loose:
-            inside += tuple(i for i in self.loose if i.start >= start)
-            self.loose = []
         return inside
+
+    def _settle(self, start: int, *, opens: bool) -> tuple[Item, ...]:
+        """Tell of the loose ones; what began at `start` or later is inside the event that ends now."""
+        loose, self.loose = self.loose, []
+        for item in loose:
+            within = item.start >= start
+            of_step = opens if within else bool(self.items)
+            self.out.append(Rare(item.code, item.start, item.end, item.a, self.number if of_step else None))
+            if of_step and not within:
+                self.items.append(item)
+        return tuple(i for i in loose if i.start >= start)
 
     def _forget(self, inside: tuple[Item, ...]) -> None:
         """Undo what the absorbed events had decided."""
@@ -304,25 +375,32 @@ class Tracker:
 
     def _put_aside(self, items: list[Item]) -> None:
         """Add these forwards, and the fetches among them, to the evaluation that is going on."""
-        calls = sum(1 for i in items if i.code in (r.FORWARD, r.FORWARD_NOGRAD))
+        calls = sum(1 for i in items if i.code in _CALLS)
         known = self._aside
         if known is None:
-            self._aside = Evaluation(items[0].start, items[-1].end, calls, self.number)
+            known = self._aside = Evaluation(items[0].start, items[-1].end, calls, self.number)
         else:
             known.end = items[-1].end
             known.calls += calls
+        known.functions.update(i.a for i in items if i.code == r.DEVICE_CALL)
 
-    def _flush_evaluation(self) -> None:
-        if self._aside is not None and self._aside.calls:
-            self.out.append(self._aside)
-        self._aside = None
+    def _flush_evaluation(self, *, last: bool = False) -> None:
+        aside, self._aside = self._aside, None
+        if self._held is not None and (last or aside is not None or self._held.next_step < self.number):
+            self.out.append(self._held)
+            self._held = None
+        if aside is not None and aside.calls:
+            if aside.functions and not last:
+                self._held = aside
+            else:
+                self.out.append(aside)
 
     def _leave_open(self) -> None:
         """The open items never became a step; forwards without a backward were an evaluation, or calls."""
         if not self.trains:
             for item in self.items:
                 self._serve(item)
-        elif any(i.code == r.FORWARD_NOGRAD for i in self.items):
+        elif any(i.code in (r.FORWARD_NOGRAD, r.DEVICE_CALL) for i in self.items):
             self._put_aside(self.items)
         self.items = []
         self.round = set()
@@ -331,12 +409,12 @@ class Tracker:
     def _split_evaluation(self) -> None:
         """Put aside the batches before the step's own in which a forward ran but no backward did."""
         items = self.items
-        limit = next((n for n, i in enumerate(items) if i.code in (r.BACKWARD, r.STEP, r.SCALER)), len(items))
+        limit = next((n for n, i in enumerate(items) if i.code in _BACKWARDS or i.code in _TURNS), len(items))
         fetches = [n for n in range(limit) if items[n].code == r.FETCH]
         cut = 0
         if fetches:
             last = fetches[-1]
-            forwards = [n for n in range(last) if items[n].code in (r.FORWARD, r.FORWARD_NOGRAD)]
+            forwards = [n for n in range(last) if items[n].code in _CALLS and items[n].a not in self._of_steps]
             if forwards:
                 cut = forwards[-1] + 1
                 while cut < len(items) and items[cut].code == r.FETCH_END:
@@ -381,7 +459,7 @@ class Tracker:
 
     def signature(self) -> tuple[Any, ...] | None:
         """The state without its times; None where more than the open step is on its way."""
-        if self._aside or self.loose or any(i.inside for i in self.items):
+        if self._aside or self._held or self.loose or any(i.inside for i in self.items):
             return None
         which = tuple((i.code, i.a if i.code in _WHICH else None) for i in self.items)
         return which, self.candidate, frozenset(self.round), len(self.roots), self.by_hand
@@ -399,6 +477,7 @@ def build(number: int, items: list[Item], end: int, outcome: str, roots: int) ->
     _phases(step, items)
     _values(step, items)
     _count(step, items, roots)
+    step.framework = framework_of(i.code for i in items)
     return step
 
 
@@ -412,6 +491,15 @@ def _values(step: Step, items: list[Item]) -> None:
             step.micro_batches += 1
             if item.a is not None:
                 running = item.a if running is None else running + item.a
+        elif code in DEVICE_LEARNS:
+            step.micro_batches += 1
+            loss = _scalars(step, item)
+            if code == r.DEVICE_TRAIN:
+                turns += 1
+                if loss is not None:
+                    sums[item.a] = loss
+            elif loss is not None:
+                running = loss if running is None else running + loss
         elif code in _TURNS:
             turns += 1
             inner = next((i for i in item.inside if i.code == r.STEP), None)
@@ -434,13 +522,36 @@ def _values(step: Step, items: list[Item]) -> None:
         step.outcome, step.skip_reason = "skipped", "gradient_overflow"
 
 
+def _scalars(step: Step, item: Item) -> float | None:
+    """Note what a compiled function gave back; its loss is returned."""
+    if not isinstance(item.b, Values):
+        return None
+    for name, value in item.b.scalars.items():
+        if name == GRAD_NORM:
+            step.grad_norm = value
+        elif name != LOSS:
+            step.scalars[name] = value
+    return item.b.scalars.get(LOSS)
+
+
+def packed_of(b: Any) -> int:
+    """The packed samples and tokens of a compiled function's event."""
+    return b.packed if isinstance(b, Values) else b if isinstance(b, int) else -1
+
+
 def _count(step: Step, items: list[Item], roots: int) -> None:
     fetches = [i for i in items if i.code == r.FETCH]
-    if fetches:
-        known = [i.a for i in fetches if i.a >= 0]
+    known = [i.a for i in fetches if i.a >= 0]
+    learning = [i for i in items if i.code in DEVICE_LEARNS]
+    if fetches and (known or not learning):
         tokens = [i.b for i in fetches if i.b >= 0]
         step.samples = sum(known) if known else None
         step.tokens = sum(tokens) if tokens else None
+        return
+    if learning:
+        sizes = [unpack(packed_of(i.b)) for i in learning]
+        step.samples = sum(samples for samples, _ in sizes) or None
+        step.tokens = sum(tokens for _, tokens in sizes) or None
         return
     forwards = [i for i in items if i.code == r.FORWARD]
     # Without a loader, the root's own batch is the step's only where one root runs once a backward.
@@ -448,6 +559,11 @@ def _count(step: Step, items: list[Item], roots: int) -> None:
         sizes = [unpack(i.b) for i in forwards]
         step.samples = sum(samples for samples, _ in sizes)
         step.tokens = sum(tokens for _, tokens in sizes) or None
+
+
+def framework_of(codes: Iterable[int]) -> str:
+    """Whose step it is."""
+    return "torch" if (DEVICE_TURNS | DEVICE_LEARNS).isdisjoint(codes) else "jax"
 
 
 def unpack(packed: int) -> tuple[int, int]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry._logs import SeverityNumber
+
 from otel_ml import names
+from otel_ml.core import runtime
 from otel_ml.core.context import optimizers, recorders, roots
-from otel_ml.errors import swallowed
+from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline.aggregate import memory_peak
 from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
@@ -33,14 +36,15 @@ class Telemetry:
     """Fans every finding out to metrics, spans, events and the run's aggregates."""
 
     def __init__(
-        self, *, instruments: Instruments, spans: Spans, records: Records, aggregate: Aggregate, anchor: Anchor
-    ) -> None:
+        self, *, instruments: Instruments, spans: Spans, records: Records, aggregate: Aggregate, anchor: Anchor,
+        watch: Callable[[str, str, int], tuple[str, str, str] | None],
+    ) -> None:  # fmt: skip
         self.instruments = instruments
         self.spans = spans
         self.records = records
         self.aggregate = aggregate
         self.anchor = anchor
-        self.framework = "torch"
+        self.watch = watch  # told of every recompilation: function, reason, instant; says what is an anomaly
         self.rest: Callable[[], None] = _nothing  # called between pieces of work
         self._functions: set[str] = set()
         self._told: dict[str, float] = {}
@@ -82,7 +86,7 @@ class Telemetry:
 
     def _step_metrics(self, step: Step, labels: dict[int, str], context: Context | None) -> None:
         instruments = self.instruments
-        framework = {names.FRAMEWORK_NAME: self.framework}
+        framework = {names.FRAMEWORK_NAME: step.framework}
         if step.outcome == "ok":
             if context is not None:
                 instruments.record_kept(names.STEP_DURATION, step.duration / 1e9, framework, context)
@@ -107,6 +111,8 @@ class Telemetry:
         if step.grad_norm is not None:
             instruments.set(names.GRAD_NORM, step.grad_norm, None)
             self._nonfinite("grad_norm", [step.grad_norm])
+        for name, value in step.scalars.items():
+            self._scalar(name, [value])
         instruments.set(names.RUN_PROGRESS, self.anchor.unix(step.end) / 1e9, None)
 
     def block(self, block: Block, recorder: Recorder) -> None:
@@ -116,7 +122,7 @@ class Telemetry:
         instruments = self.instruments
         self.aggregate.block(block, labels)
         kept = self.spans.keeps_of(block, recorder.ordinal)
-        framework = {names.FRAMEWORK_NAME: self.framework}
+        framework = {names.FRAMEWORK_NAME: block.framework}
         for at in kept:
             step = block.step(at)
             context = self.spans.step(step, recorder, self._record(step, labels))
@@ -142,8 +148,9 @@ class Telemetry:
         }
         columns.update({f"{names.STEP_PHASE}.{phase}": spent for phase, spent in seconds.items()})
         for number, losses in block.losses.items():
-            instruments.set(names.LOSS, losses[-1], _of(labels, number))
-            self._nonfinite("loss", losses)
+            known = _known(losses)
+            instruments.set(names.LOSS, known[-1], _of(labels, number))
+            self._nonfinite("loss", known)
             label = labels.get(number)
             columns[f"{names.STEP_LOSS}.{label}" if label is not None else names.LOSS.name] = losses
         for number, rates in block.learning_rates.items():
@@ -151,9 +158,13 @@ class Telemetry:
         for rates in list(block.learning_rates.values())[:1]:
             columns[names.LEARNING_RATE.name] = [r[0] if isinstance(r, tuple) else r for r in rates]
         if block.grad_norms is not None:
-            instruments.set(names.GRAD_NORM, block.grad_norms[-1], None)
-            self._nonfinite("grad_norm", block.grad_norms)
+            norms = _known(block.grad_norms)
+            instruments.set(names.GRAD_NORM, norms[-1], None)
+            self._nonfinite("grad_norm", norms)
             columns[names.GRAD_NORM.name] = block.grad_norms
+        for name, values in block.scalars.items():
+            self._scalar(name, _known(values))
+            columns[f"{names.STEP_SCALAR}.{name}"] = values
         for metric, key, amounts in (
             (names.SAMPLES, names.STEP_SAMPLES, block.samples), (names.TOKENS, names.STEP_TOKENS, block.tokens),
         ):  # fmt: skip
@@ -163,6 +174,10 @@ class Telemetry:
         columns[names.STEP_NUMBER] = list(range(block.first, block.first + count))
         instruments.set(names.RUN_PROGRESS, self.anchor.unix(block.starts[-1]) / 1e9, None)
         self.records.steps(block.starts[1:], columns)
+
+    def _scalar(self, name: str, values: list[float]) -> None:
+        self.instruments.set(names.SCALAR, values[-1], {names.SCALAR_NAME: name})
+        self._nonfinite(name, values)
 
     def _nonfinite(self, name: str, values: list[float]) -> None:
         bad = len(values) - sum(map(math.isfinite, values))
@@ -191,6 +206,7 @@ class Telemetry:
         for number, loss in step.losses.items():
             label = labels.get(number)
             out[f"{names.STEP_LOSS}.{label}" if label is not None else names.LOSS.name] = loss
+        out.update({f"{names.STEP_SCALAR}.{name}": scalar for name, scalar in step.scalars.items()})
         first = next(iter(step.learning_rates.values()), None)
         rate = first[0] if isinstance(first, tuple) else first
         for key, value in (
@@ -223,8 +239,18 @@ class Telemetry:
         seconds = (rare.end - rare.start) / 1e9
         if "function" in payload:
             function = payload["function"]
-            self.instruments.observe(names.COMPILE_DURATION, [seconds], {names.FRAMEWORK_NAME: self.framework})
-            self.spans.rare(rare, names.SPAN_COMPILE, {names.FUNCTION_NAME: function})
+            framework = {names.FRAMEWORK_NAME: "jax" if "stages" in payload else "torch"}
+            about: dict[str, Any] = {names.FUNCTION_NAME: function}
+            for stage, took in payload.get("stages", {}).items():
+                self.instruments.observe(names.COMPILE_DURATION, [took], {**framework, names.COMPILE_STAGE: stage})
+            if "stages" not in payload:
+                self.instruments.observe(names.COMPILE_DURATION, [seconds], framework)
+            if payload.get("cache") is not None:
+                about[names.CACHE_RESULT] = payload["cache"]
+                self.instruments.add(names.CACHE_REQUESTS, 1, {names.CACHE_RESULT: payload["cache"]})
+            if payload.get("saved") is not None:
+                about[names.COMPILE_SAVED_S] = payload["saved"]
+            self.spans.rare(rare, names.SPAN_COMPILE, about)
             if payload["reason"] is not None:
                 if function not in self._functions and len(self._functions) >= _FUNCTIONS:
                     function = "other"
@@ -238,6 +264,7 @@ class Telemetry:
                      names.COMPILE_REASON: payload["reason"]},
                     rare.end,
                 )  # fmt: skip
+                self._anomaly(self.watch(payload["function"], payload["reason"], rare.end), rare.end)
             return
         operation = payload["operation"]
         tags = {names.CHECKPOINT_OPERATION: operation}
@@ -259,6 +286,14 @@ class Telemetry:
                 self.instruments.set(names.CHECKPOINT_TIMESTAMP, self.anchor.unix(rare.end) / 1e9, None)
             self.records.event(event, f"checkpoint {said}: {payload.get('path', 'a stream')}", details, rare.end)
 
+    def _anomaly(self, found: tuple[str, str, str] | None, at: int) -> None:
+        if found is None:
+            return
+        kind, evidence, advice = found
+        self.instruments.add(names.ANOMALIES, 1, {names.ANOMALY_KIND: kind})
+        about = {names.ANOMALY_KIND: kind, names.ANOMALY_EVIDENCE: evidence, names.ANOMALY_ADVICE: advice}
+        self.records.event(names.EVENT_ANOMALY, f"{kind}: {evidence}", about, at, severity=SeverityNumber.WARN)
+
     # --- about the run and ourselves -------------------------------------------------
 
     def tick(self, *, upto: int | None, cpu_s: float, state: str) -> None:
@@ -275,10 +310,14 @@ class Telemetry:
         for number, facts in enumerate(roots.facts):
             if facts and number not in self._described:
                 self._described.add(number)
-                for trainable in (True, False):
+                for trainable in (True, False) if "trainable" in facts else ():
                     count = facts["trainable" if trainable else "frozen"]
                     tags = {names.MODEL_NAME: facts["name"], names.PARAMETER_TRAINABLE: trainable}
                     instruments.set(names.MODEL_PARAMETERS, count, tags)
+        for sample in runtime.samplers:
+            with guard("a sample"):
+                for metric, value, attributes in sample():
+                    (instruments.add if metric.kind == "counter" else instruments.set)(metric, value, attributes)
         taken, dropped = recorders.counts()
         instruments.add(names.RECORD_COUNT, taken - self._told_records[0], None)
         instruments.add(names.RECORD_DROPPED, dropped - self._told_records[1], None)
@@ -296,6 +335,10 @@ class Telemetry:
 
 def _nothing() -> None:
     pass
+
+
+def _known(values: list[float | None]) -> list[float]:
+    return [v for v in values if v is not None]
 
 
 def _seconds(values_ns: list[int]) -> list[float]:

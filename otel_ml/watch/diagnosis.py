@@ -53,7 +53,8 @@ DOMINATING_SHARE = 0.5
 SERVING_SMALL_BATCH = 2.0
 """Fewer samples a request than this leave room for batching."""
 
-COMPUTE_PHASES = ("forward", "backward", "optimizer")
+COMPUTE_PHASES = ("forward", "backward", "optimizer", "wait")
+"""Where the work itself is done; with JAX the host waits for it, as far as it waits at all."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ _HEAVY = {
     ),
     "compile": (
         "compile-heavy",
-        "Keep the compiler's cache between runs (TORCHINDUCTOR_CACHE_DIR), and compile the repeated block alone.",
+        "Keep the compiler's cache between runs (TORCHINDUCTOR_CACHE_DIR, JAX_COMPILATION_CACHE_DIR), or compile less.",
     ),
     "checkpoint": (
         "checkpoint-heavy",
@@ -176,7 +177,8 @@ def _heavy(totals: RunTotals) -> Diagnosis | None:
         evidence = f"{category} took {seconds(took)} of the run's {seconds(totals.duration_s)} ({percent(share)})"
         if category == "compile" and totals.recompiles:
             again = f"{totals.recompiles:,} of {totals.compiles:,} compilations were recompilations"
-            shapes = "Stop the recompilations: pad inputs to fixed shapes, or torch.compile(..., dynamic=True)."
+            shapes = "Stop the recompilations: pad inputs to fixed shapes"
+            shapes += "." if totals.framework == "jax" else ", or torch.compile(..., dynamic=True)."
             return Diagnosis(verdict, f"{evidence}; {again}.", shapes)
         return Diagnosis(verdict, f"{evidence}.", advice)
     return None
@@ -193,7 +195,9 @@ def _by_phase(totals: RunTotals) -> Diagnosis:
             "input-bound",
             f"Waiting for the next batch is {_of_a_step(totals, data_wait)}.",
             "Raise the DataLoader's num_workers (with persistent_workers=True) until data wait stops falling; "
-            "with an accelerator, pin_memory=True as well.",
+            "with an accelerator, pin_memory=True as well."
+            if totals.framework != "jax"
+            else "Load batches ahead of the step: more workers or threads in the loader, and a prefetch to the device.",
         )
     if _holds(totals, residual, SLOWING_SHARE):
         return Diagnosis(
@@ -209,6 +213,12 @@ def _by_phase(totals: RunTotals) -> Diagnosis:
 
 def _compute_bound(totals: RunTotals, compute: float) -> Diagnosis:
     largest = max(COMPUTE_PHASES, key=lambda phase: totals.phases.get(phase, 0.0))
+    if largest == "wait":
+        return Diagnosis(
+            "compute-bound",
+            f"Waiting for what the device computes is {_of_a_step(totals, compute)}.",
+            "Try a lower precision (bfloat16), then look at the slowest operations with jax.profiler.",
+        )
     return Diagnosis(
         "compute-bound",
         f"Forward, backward and optimizer are {_of_a_step(totals, compute)}; "
@@ -235,14 +245,21 @@ def _no_bottleneck(totals: RunTotals, data_wait: float, residual: float, compute
     whole = totals.step_time.total_s
     parts = [f"{percent(compute / whole)} computing", f"{percent(data_wait / whole)} waiting for data"]
     parts.append(f"{percent(residual / whole)} unexplained")
-    named = sum(totals.phases.values()) - compute - data_wait - residual
+    host = totals.phases.get("host", 0.0)
+    if host > 0:
+        parts.append(f"{percent(host / whole)} on the host up to a dispatch's end")
+    named = sum(totals.phases.values()) - compute - data_wait - residual - host
     if named > 0:
         parts.append(f"{percent(named / whole)} in other phases")
     return Diagnosis(
         "no bottleneck found",
         f"Of the step time: {', '.join(parts)}.",
-        "Nothing stands out; to go faster, profile a few steps with torch.profiler.",
+        f"Nothing stands out; to go faster, profile a few steps with {_profiler(totals)}.",
     )
+
+
+def _profiler(totals: RunTotals) -> str:
+    return "jax.profiler" if totals.framework == "jax" else "torch.profiler"
 
 
 def _excess(totals: RunTotals) -> float:

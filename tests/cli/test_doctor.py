@@ -138,11 +138,11 @@ def test_no_framework_is_imported() -> None:
     assert done.stderr == "[]\n"
 
 
-def test_hooks(tmp_path: Path) -> None:
-    """--hooks reports every torch hook of a real process, and with the tested torch each one is there."""
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_hooks(framework: str, tmp_path: Path) -> None:
+    """--hooks reports every hook of a real process, and with the tested release each one is there."""
     import os
 
-    pytest.importorskip("torch")
-    report = hook_report({**os.environ, "OTEL_ML_DIR": str(tmp_path)})
+    report = hook_report(framework, {**os.environ, "OTEL_ML_DIR": str(tmp_path)})
     assert report
     assert {name: state for name, state in report.items() if state != "hooked"} == {}

@@ -38,6 +38,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """A clock in place of the machine's."""
     ours = Clock()
+    pace.hurry(on=False)
     monkeypatch.setattr(time, "sleep", ours.rest)
     monkeypatch.setattr(time, "perf_counter_ns", lambda: ours.now_ns)
     yield ours

@@ -131,9 +131,17 @@ def test_a_block_counts_as_its_steps_do(losses: list[float]) -> None:
     """A block of steady steps leaves the same totals as its steps one by one."""
     starts = [STARTED + n * SECOND for n in range(5)]
     phases = {"data_wait": [SECOND // 4] * 4, "forward": [SECOND // 2] * 4, "residual": [SECOND // 4] * 4}
-    rest: dict[str, Any] = {"tokens": [64] * 4, "micro_batches": 2, "_events": (), "_cycle": 0, "_roots": 1}
+    rest: dict[str, Any] = {
+        "tokens": [64] * 4,
+        "scalars": {},
+        "framework": "torch",
+        "micro_batches": 2,
+        "_events": (),
+        "_cycle": 0,
+        "_roots": 1,
+    }
     block = Block(
-        first=7, starts=starts, durations=[SECOND] * 4, phases=phases, losses={0: losses}, learning_rates={},
+        first=7, starts=starts, durations=[SECOND] * 4, phases=phases, losses={0: [*losses]}, learning_rates={},
         grad_norms=[0.5, math.inf, 0.5, 0.5], samples=[8] * 4, **rest,
     )  # fmt: skip
     as_block, one_by_one = aggregate(), aggregate()

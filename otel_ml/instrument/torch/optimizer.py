@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import optimizers, recorders
 from otel_ml.core.recorder import BUILD, CLIP, OPEN, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
@@ -92,6 +93,8 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
             recorder = recorders.mine()
             recorder.edge()
             recorder.record(BUILD, moment, moment, optimizers.number(optimizer))
+            if "torch" not in runtime.trained:
+                runtime.trained.append("torch")
 
     @functools.wraps(original_patch)
     def _patch_step_function(self: Any) -> None:

@@ -1,0 +1,29 @@
+"""Values that a device is still computing: recorded now, read by the drain once they are ready."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+__all__ = ["Deferred", "Values"]
+
+
+class Values(NamedTuple):
+    """What a Deferred turned out to be: samples and tokens as the recorder packs them, and scalars by name."""
+
+    packed: int
+    scalars: dict[str, float]
+
+
+class Deferred(ABC):
+    """Neither method ever waits."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether `read()` would find every value there is."""
+
+    @abstractmethod
+    def read(self) -> Values:
+        """The values that are ready; those that were given away or are not ready are absent."""

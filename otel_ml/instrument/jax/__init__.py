@@ -1,0 +1,76 @@
+"""JAX: compiled functions' calls, compilations, waits and memory, hooked once the program has imported JAX."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from wrapt import register_post_import_hook
+
+from otel_ml.core import runtime
+from otel_ml.errors import guard
+from otel_ml.instrument.patching import Patches
+
+__all__ = ["JaxInstrumentor", "report"]
+
+_patches = Patches()
+_state: dict[str, Any] = {"on": False, "registered": False}
+
+
+def report() -> dict[str, str]:
+    """Each hook by name: "hooked", or "missing: why"."""
+    return dict(_patches.report)
+
+
+class JaxInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Records training steps, evaluations, inference, checkpoints and compilations of any JAX program."""
+
+    def instrumentation_dependencies(self) -> tuple[str, ...]:
+        """Checked by our own hooks: one distribution holds several frameworks."""
+        return ()
+
+    def _instrument(self, **_: Any) -> None:
+        if not runtime.enabled():
+            return
+        _state["on"] = True
+        if not _state["registered"]:
+            _state["registered"] = True
+            register_post_import_hook(_jax_imported, "jax")
+        elif "jax" in sys.modules:
+            _jax_imported(sys.modules["jax"])
+
+    def _uninstrument(self, **_: Any) -> None:
+        _state["on"] = False
+        _patches.undo()
+
+
+def _jax_imported(jax: Any) -> None:
+    if not _state["on"] or _patches.report:
+        return
+    with guard("hooking jax"):
+        try:
+            _hook(jax)
+        except Exception as error:  # noqa: BLE001 - or it would come out of the program's `import jax`
+            _patches.failed("jax", error)
+
+
+def _hook(jax: Any) -> None:
+    from otel_ml.instrument.jax import calls, compile, memory, waits  # noqa: A004 - what it is called
+
+    runtime.framework("jax", str(jax.__version__))
+    found = calls.Calls(jax, waits.reader(jax))
+    listeners = compile.Listeners(jax)
+    for label, install in (
+        ("calls", lambda: found.install_hook(_patches)),
+        ("misses", lambda: found.install(_patches)),
+        ("ahead of time", lambda: found.install_ahead(_patches)),
+        ("op by op", lambda: found.install_derivatives(_patches)),
+        ("compilations", lambda: listeners.install(_patches)),
+        ("waits", lambda: waits.install(jax, _patches)),
+    ):
+        _patches.attempt(label, install)
+    for sampler in (memory.Sampler(jax, found), listeners):
+        runtime.samplers.append(sampler)
+        _patches.undo_with(functools.partial(runtime.samplers.remove, sampler))

@@ -1,0 +1,419 @@
+"""Calls of compiled functions, by JAX's own hook after each, and by the two functions that every miss goes through.
+
+No object of the program's is replaced. JAX calls `_post_hook_state` after a warm call, with the jitted function and
+what came out: that is the end of the dispatch, and all there is; where it began is not known. What misses jit's cache,
+or never takes its fast path, goes through `_infer_params` and `_run_python_pjit`, which also know the jaxpr.
+Calls inside another function's trace reach neither as such: outermost calls only.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from otel_ml.core import runtime
+from otel_ml.core.clock import now
+from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.core.recorder import (
+    BUILD,
+    DEVICE_CALL,
+    DEVICE_GRAD,
+    DEVICE_TRAIN,
+    DEVICE_UPDATE,
+    OPEN,
+)
+from otel_ml.errors import guard, swallow
+from otel_ml.instrument.jax.leaves import Leaves
+from otel_ml.instrument.jax.programs import Program, read
+from otel_ml.instrument.jax.retrace import Reason, Signature, differences, signature
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
+
+__all__ = ["Calls", "Function", "bare", "miss"]
+
+_KEEP_EVERY_NS = 2_000_000  # between calls whose scalars are kept
+_AHEAD = 64  # functions traced ahead of time that wait to be compiled
+_KEEP_FIRST = 64  # calls whose scalars are kept however fast they come
+# Whose jitted functions are not the program's own: by the top level of where they are defined.
+_LIBRARIES = frozenset({"jax", "jaxlib", "optax", "orbax", "flax", "equinox", "chex", "haiku", "grain"})
+# Where those libraries wrap what is the program's.
+_WRAPPERS = frozenset({"equinox._jit", "jax._src.pmap", "jax._src.shard_map"})
+
+local = recorders.local
+
+
+class _Miss(threading.local):
+    """What this thread is compiling, if anything: the compile listener asks."""
+
+    start: int | None = None
+    name: str | None = None
+    reason: Reason | None = None
+    jit_info: Any = None
+    traced: Any = None
+
+
+miss = _Miss()
+
+
+class Function:
+    """One function of the program's, in all its traced forms."""
+
+    __slots__ = (
+        "__weakref__", "batch", "calls", "code", "flops", "kept", "last", "lasting", "name", "names", "number",
+        "packed", "picks", "seen", "value",
+    )  # fmt: skip
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name = name
+        self.value = value  # reads an array, never noted as the program's own waiting
+        self.code = DEVICE_CALL
+        self.number = -1
+        self.names: tuple[str, ...] = ()
+        self.picks: tuple[Any, ...] = ()
+        self.packed = -1
+        self.batch: Any = None  # how to reach the batch, once several sizes were seen
+        self.calls = 0
+        self.kept = 0
+        self.flops: float | None = None
+        self.seen: dict[int, Any] = {}  # jaxprs by id, weakly
+        self.last: Signature | None = None
+        self.lasting: Any = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether it trains, or yields gradients."""
+        return self.code in (DEVICE_TRAIN, DEVICE_GRAD)
+
+    def called(self, recorder: Any, start: int, end: int, args: Any, kwargs: Any, out: Any) -> None:
+        """Record one call that has just been dispatched."""
+        code = self.code
+        self.calls += 1
+        told: Any = self.packed
+        if self.batch is not None:
+            told = _rows(self.batch((args, kwargs)))
+        if code == DEVICE_CALL:
+            recorder.edge()
+        else:
+            if code == DEVICE_GRAD:
+                if recorder.state != OPEN:
+                    recorder.candidate()
+            else:
+                recorder.turn(self.number)
+            if self.picks and (end - self.kept >= _KEEP_EVERY_NS or self.calls <= _KEEP_FIRST):
+                self.kept = end
+                recorder.defers = True
+                told = Leaves(told, self.names, [get(out) for get in self.picks], self.value)
+        recorder.record(code, start, end, self.number, told)
+
+
+def _rows(array: Any) -> int:
+    shape = getattr(array, "shape", ())
+    return int(shape[0]) if shape else -1
+
+
+class Calls:
+    """The hook, and what it knows of each jitted function."""
+
+    def __init__(self, jax: Any, value: Any) -> None:
+        self.jax = jax
+        self.value = value
+        self.known: Any = {}  # functions, or None, by the jitted object's id
+        self.functions: dict[int, Function | None] = {}  # by the id of the function that was jitted
+        self.gradients: list[Any] = []
+        self.executables: list[tuple[Function, Any]] = []  # whose cost is still to be asked for
+        self.traced: deque[tuple[str, Any, Function]] = deque(maxlen=_AHEAD)  # ahead of time: name, out tree, function
+        self.compiled: dict[int, Function] = {}  # ahead of time: by the executable's id
+        self._built = False
+        self._lock = threading.Lock()
+
+    # --- warm calls ------------------------------------------------------------------
+
+    def hook(self, jitted: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """JAX calls this after every call that took jit's fast path, eager operations included."""
+        try:
+            try:
+                function = self.known[id(jitted)]
+            except KeyError:
+                function = self._meet_warm(jitted, args, kwargs)
+            if function is None:
+                return
+            end = now()
+            try:
+                recorder = local.recorder
+            except AttributeError:
+                recorder = recorders.mine()
+            function.called(recorder, (recorder.since() or end - 2) + 1, end, args, kwargs, out)
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("a jitted call")
+
+    def _meet_warm(self, jitted: Any, args: Any, kwargs: Any) -> Function | None:
+        inner = getattr(jitted, "_fun", None)
+        if inner is None:
+            return None  # an anonymous one of an eager derivative's, made at each call: not to be remembered
+        function = None
+        if not _is_library(inner):
+            function = self.functions.get(id(inner))
+            if function is None:  # compiled before we were here; what JAX has cached tells all
+                pjit = self.jax._src.pjit
+                p, _ = getattr(pjit._infer_params, "__wrapped__", pjit._infer_params)(
+                    inner, jitted._jit_info, args, kwargs
+                )
+                function = self.meet(inner, p, None)
+        self.known[id(jitted)] = function
+        weakref.finalize(jitted, self.known.pop, id(jitted), None).atexit = False
+        return function
+
+    # --- misses ----------------------------------------------------------------------
+
+    def meet(self, inner: Any, p: Any, signed: Signature | None) -> Function | None:
+        """Get to know a function by a traced form of it; None for a library's."""
+        if _is_library(inner):
+            return None
+        with self._lock:
+            function = self.functions.get(id(inner))
+            if function is None:
+                function = self.functions[id(inner)] = Function(str(p.params["name"]), self.value)
+                weakref.finalize(inner, self.functions.pop, id(inner), None).atexit = False
+        closed = p.params["jaxpr"]
+        if id(closed) not in function.seen:
+            self._read(function, inner, p)
+            function.seen[id(closed)] = _weakly(closed, functools.partial(function.seen.pop, id(closed), None))
+            if signed is not None:
+                if function.last is not None:
+                    miss.reason = differences(function.last, signed)
+                function.last = signed
+        return function
+
+    def _read(self, function: Function, inner: Any, p: Any) -> None:
+        devices = getattr(inner, "__module__", None) == "jax._src.pmap"
+        program = read(self.jax, p, self.gradients, devices=devices)
+        if program.code == DEVICE_GRAD:
+            self.gradients.append(program.gradients)
+        if function.number < 0:
+            self._number(function, inner, program)
+            function.packed = program.packed
+        elif program.packed != function.packed:
+            function.packed, function.batch = -1, program.batch
+        function.picks = tuple(pick.get for pick in program.picks)
+        function.names = tuple(pick.name for pick in program.picks)
+
+    def _number(self, function: Function, inner: Any, program: Program) -> None:
+        function.code = program.code
+        if program.code == DEVICE_CALL:
+            function.number = roots.number(inner, function.name)
+            roots.facts[function.number].update(name=function.name)
+            return
+        _trains()
+        function.number = optimizers.number(inner, function.name)
+        optimizers.facts[function.number].update(function=function.name)
+        if program.parameters is not None:
+            model = roots.number(inner, function.name)
+            roots.facts[model].update(name=function.name, trainable=program.parameters, frozen=0)
+        if program.code in (DEVICE_TRAIN, DEVICE_UPDATE) and not self._built:
+            self._built = True
+            at = now()
+            recorders.mine().record(BUILD, at, at, function.number)
+
+    def install(self, patches: Patches) -> None:
+        """Wrap the two functions that every miss goes through."""
+        jax = self.jax
+        pjit = jax._src.pjit
+        clean = jax._src.core.trace_state_clean
+        context = jax._src.config.trace_context
+        infer, run = pjit._infer_params, pjit._run_python_pjit
+
+        @functools.wraps(infer)
+        def _infer_params(fun: Any, ji: Any, args: Any, kwargs: Any) -> Any:
+            if not clean():
+                return infer(fun, ji, args, kwargs)
+            miss.start, miss.jit_info, miss.reason, miss.name = now(), ji, None, None
+            result = infer(fun, ji, args, kwargs)
+            with guard("a jitted function"):
+                if not _is_library(fun):
+                    miss.name = str(result[0].params["name"])
+                    miss.traced = fun, result[0]
+            return result
+
+        trace = pjit.jit_trace
+
+        @functools.wraps(trace)
+        def jit_trace(jit_func: Any, *args: Any, **kwargs: Any) -> Any:
+            miss.traced = None
+            result = trace(jit_func, *args, **kwargs)
+            with guard("a function traced ahead of time"):
+                found, miss.traced, miss.start = miss.traced, None, None
+                function = self.meet(found[0], found[1], None) if found is not None else None
+                if function is not None and found is not None:
+                    self.traced.append((function.name, found[1].out_tree, function))
+            return result
+
+        @functools.wraps(run)
+        def _run_python_pjit(p: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
+            if not clean():
+                return run(p, args_flat, fun, args, kwargs)
+            start = miss.start or now()
+            function = None
+            try:
+                if not _is_library(fun):
+                    function = self.meet(fun, p, signature(p, miss.jit_info, args, kwargs, context()))
+            except Exception:  # noqa: BLE001 - the law: never break the program
+                swallow("a jitted function")
+            try:
+                result = run(p, args_flat, fun, args, kwargs)
+            finally:
+                miss.start = miss.reason = miss.name = None
+            if function is not None:
+                try:
+                    function.called(recorders.mine(), start, now(), args, kwargs, result[0])
+                    if result[5] is not None and function.flops is None:
+                        self.executables.append((function, result[5]))
+                        function.flops = 0.0
+                except Exception:  # noqa: BLE001 - the law: never break the program
+                    swallow("a jitted call")
+            return result
+
+        patches.set(pjit, "jit_trace", jit_trace)
+        patches.set(pjit, "_infer_params", _infer_params)
+        patches.set(pjit, "_run_python_pjit", _run_python_pjit)
+
+    def install_ahead(self, patches: Patches) -> None:
+        """See to functions that were lowered and compiled by hand: those have a call of their own."""
+        executable, compiled = self.jax._src.interpreters.pxla.MeshExecutable, self.jax._src.stages.Compiled
+        create, call = executable.create_cpp_call, compiled.call
+
+        @functools.wraps(create)
+        def create_cpp_call(mine: Any, params: Any) -> Any:
+            jitted = create(mine, params)
+            with guard("a function compiled ahead of time"):
+                mine_name = bare(mine.unsafe_call.name)
+                for name, tree, function in reversed(self.traced):
+                    if name == mine_name and tree == params.out_tree:
+                        self.compiled[id(mine)] = function
+                        weakref.finalize(mine, self.compiled.pop, id(mine), None).atexit = False
+                        if jitted is not None:
+                            self.known[id(jitted)] = function
+                            weakref.finalize(jitted, self.known.pop, id(jitted), None).atexit = False
+                        break
+            return jitted
+
+        @functools.wraps(call)
+        def first(*args: Any, **kwargs: Any) -> Any:
+            start = now()
+            result = call(*args, **kwargs)
+            with guard("a call compiled ahead of time"):
+                function = self.compiled.get(id(args[0].executable))
+                if function is not None:
+                    function.called(recorders.mine(), start, now(), args[1:], kwargs, result[0])
+            return result
+
+        patches.set(executable, "create_cpp_call", create_cpp_call)
+        patches.set(compiled, "call", staticmethod(first))
+
+    def install_derivatives(self, patches: Patches) -> None:
+        """See to training op by op: a reverse-mode derivative that no compiled function holds."""
+        ad = self.jax._src.interpreters.ad
+        clean = self.jax._src.core.trace_state_clean
+        linearize = ad.linearize
+        function = Function("op by op", self.value)
+        function.code = DEVICE_GRAD
+        function.names = ("loss",)
+        function.picks = (lambda primals: next(v for v in primals.vals if not v.shape),)
+
+        @functools.wraps(linearize)
+        def eager(traceable: Any, primals_ft: Any, *args: Any, **kwargs: Any) -> Any:
+            if not kwargs.get("is_vjp") or not clean():
+                return linearize(traceable, primals_ft, *args, **kwargs)
+            start = now()
+            result = linearize(traceable, primals_ft, *args, **kwargs)
+            with guard("a derivative"):
+                if function.number < 0:
+                    _trains()
+                    function.number = optimizers.number(eager, function.name)
+                    optimizers.facts[function.number].update(function=function.name)
+                function.called(recorders.mine(), start, now(), (), {}, result[0])
+            return result
+
+        patches.set(ad, "linearize", eager)
+
+    def install_hook(self, patches: Patches) -> None:
+        """Stand beside JAX's own use of its hook, which looks for NaNs when asked to."""
+        api, config = self.jax._src.api, self.jax._src.config
+        state = api._post_hook_state
+        ours = self.hook
+
+        def beside(theirs: Any) -> Any:
+            if theirs is None or theirs is ours:
+                return ours
+
+            def both(jitted: Any, args: Any, kwargs: Any, out: Any) -> None:
+                ours(jitted, args, kwargs, out)
+                theirs(jitted, args, kwargs, out)
+
+            return both
+
+        def globally(original: Any) -> Any:
+            @functools.wraps(original)
+            def update(value: Any) -> None:
+                original(value)
+                state.set_global(beside(state.get_global()))
+
+            return update
+
+        def locally(original: Any) -> Any:
+            @functools.wraps(original)
+            def update(value: Any) -> None:
+                original(value)
+                state.set_local(beside(state.get_local()))
+
+            return update
+
+        def remove() -> None:
+            self.known = _Unseen()  # threads that have our hook as their own call it on, for nothing
+            config.debug_nans._update_global_hook(None)
+            if state.get_local() is ours:
+                state.set_local(None)
+
+        patches.undo_with(remove)
+        for flag in (config.debug_nans, config.debug_infs):
+            for name, wrap in (("_update_global_hook", globally), ("_update_thread_local_hook", locally)):
+                before = getattr(flag, name)
+                patches.undo_with(functools.partial(setattr, flag, name, before))
+                setattr(flag, name, wrap(before))
+        state.set_global(beside(state.get_global()))
+        if state.get_local() is None:  # JAX itself leaves that behind, and it hides the global one
+            state.set_local(ours)
+
+
+class _Unseen(dict[int, None]):
+    """Knows every function as one that is not to be recorded."""
+
+    def __missing__(self, _: int) -> None:
+        return None
+
+
+def _trains() -> None:
+    if "jax" not in runtime.trained:
+        runtime.trained.append("jax")
+
+
+def bare(name: str) -> str:
+    """The function's name in what JAX calls its program: `jit(train)`."""
+    return name.partition("(")[2][:-1] if name.endswith(")") and "(" in name else name
+
+
+def _is_library(inner: Any) -> bool:
+    module = getattr(inner, "__module__", None) or ""
+    if type(inner) is functools.partial:
+        return _is_library(inner.func)
+    return module.partition(".")[0] in _LIBRARIES and module not in _WRAPPERS
+
+
+def _weakly(thing: Any, gone: Any) -> Any:
+    try:
+        return weakref.ref(thing, lambda _: gone())
+    except TypeError:
+        return thing

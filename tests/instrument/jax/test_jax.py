@@ -1,0 +1,516 @@
+"""Ordinary JAX programs, and what is told of them: every count exact, nothing of theirs changed."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otel_ml.testing import Captured, capture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+X = np.random.default_rng(0).normal(size=(8, 4)).astype("f")
+Y = np.random.default_rng(1).normal(size=(8, 2)).astype("f")
+
+
+def weights() -> dict[str, jax.Array]:
+    return {"w": jnp.full((4, 2), 0.1, "float32"), "b": jnp.zeros((2,), "float32")}
+
+
+def loss_of(params: Any, x: Any, y: Any) -> Any:
+    return jnp.mean((jnp.tanh(x @ params["w"] + params["b"]) - y) ** 2)
+
+
+def descend(params: Any, grads: Any) -> Any:
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+
+def step(params: Any, x: Any, y: Any) -> Any:
+    loss, grads = jax.value_and_grad(loss_of)(params, x, y)
+    return descend(params, grads), loss
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    """No test finds what another one has compiled."""
+    jax.clear_caches()  # type: ignore[no-untyped-call]
+
+
+def curve(seen: Captured) -> list[dict[str, Any]]:
+    """The step records, a row a step."""
+    rows = []
+    for log in seen.logs:
+        if log["event_name"] == "ml.step":
+            rows.append(log["attributes"])
+        elif log["event_name"] == "ml.steps":
+            columns = {k: v for k, v in log["attributes"].items() if isinstance(v, list)}
+            rows += [
+                {k: v[n] for k, v in columns.items() if v[n] is not None} for n in range(len(columns["ml.step.number"]))
+            ]
+    return rows
+
+
+def losses(seen: Captured) -> list[Any]:
+    return [row.get("ml.training.loss") for row in curve(seen)]
+
+
+def counts(seen: Captured) -> dict[str, Any]:
+    """What the run's totals hold, apart from zeros and times."""
+    totals = seen.totals
+    assert totals is not None
+    found = {
+        "steps": totals.steps,
+        "failed": totals.steps_failed,
+        "samples": totals.samples,
+        "micro_batches": totals.micro_batches,
+        "evaluations": totals.evaluations,
+        "inference": totals.inference.count,
+        "recompiles": totals.recompiles,
+        "errors": totals.errors,
+    }
+    return {k: v for k, v in found.items() if v}
+
+
+# --- steps --------------------------------------------------------------------------------
+
+
+def decorated() -> Callable[..., Any]:
+    return jax.jit(step)
+
+
+def donating() -> Callable[..., Any]:
+    return functools.partial(jax.jit, donate_argnums=0)(step)
+
+
+def ahead_of_time() -> Callable[..., Any]:
+    return jax.jit(step).lower(weights(), X, Y).compile()
+
+
+def with_aux() -> Callable[..., Any]:
+    def forward(params: Any, x: Any, y: Any) -> Any:
+        loss = loss_of(params, x, y)
+        return loss, {"accuracy": jnp.float32(0.5), "count": 3}
+
+    @jax.jit
+    def train(params: Any, x: Any, y: Any) -> Any:
+        (loss, aux), grads = jax.value_and_grad(forward, has_aux=True)(params, x, y)
+        return descend(params, grads), (loss, aux)
+
+    def call(params: Any, x: Any, y: Any) -> Any:
+        params, (loss, _) = train(params, x, y)
+        return params, loss
+
+    return call
+
+
+def inner_jit() -> Callable[..., Any]:
+    gradient = jax.jit(jax.value_and_grad(loss_of))
+
+    @jax.jit
+    def train(params: Any, x: Any, y: Any) -> Any:
+        loss, grads = gradient(params, x, y)
+        return descend(params, grads), loss
+
+    return train
+
+
+def rematerialised() -> Callable[..., Any]:
+    @jax.jit
+    def train(params: Any, x: Any, y: Any) -> Any:
+        loss, grads = jax.value_and_grad(jax.checkpoint(loss_of))(params, x, y)
+        return descend(params, grads), loss
+
+    return train
+
+
+class Trainer:
+    @functools.partial(jax.jit, static_argnums=0)
+    def method(self, params: Any, x: Any, y: Any) -> Any:
+        return step(params, x, y)
+
+
+def method() -> Callable[..., Any]:
+    return Trainer().method
+
+
+WAYS = [decorated, donating, ahead_of_time, with_aux, inner_jit, rematerialised, method]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_one_call_is_one_step(way: Callable[[], Callable[..., Any]]) -> None:
+    """A compiled function that trains is a step a call; its loss is in the record to the bit, its batch is counted."""
+    computed = []
+    with capture() as seen:
+        train, params = way(), weights()
+        for _ in range(12):
+            params, loss = train(params, X, Y)
+            computed.append(float(loss))
+
+    assert counts(seen) == {"steps": 12, "samples": 96, "micro_batches": 12}
+    assert losses(seen) == computed
+    assert [row["ml.step.number"] for row in curve(seen)] == list(range(12))
+
+
+def test_jitted_before() -> None:
+    """A function that was compiled before we came is known by what JAX has cached of it."""
+    train, params = jax.jit(step), weights()
+    params, _ = train(params, X, Y)
+    params, _ = train(params, X, Y)
+    with capture() as seen:
+        for _ in range(5):
+            params, loss = train(params, X, Y)
+
+    assert counts(seen) == {"steps": 5, "samples": 40, "micro_batches": 5}
+    assert losses(seen)[-1] == float(loss)
+
+
+def test_gradients_alone() -> None:
+    """Gradients compiled, the update in Python: a step is one call, and no update is taken for an evaluation."""
+    gradient = jax.jit(jax.value_and_grad(loss_of))
+    with capture() as seen:
+        params = weights()
+        for _ in range(6):
+            loss, grads = gradient(params, X, Y)
+            params = descend(params, grads)
+
+    assert counts(seen) == {"steps": 6, "samples": 48, "micro_batches": 6}
+    assert losses(seen)[-1] == float(loss)
+
+
+def test_gradients_and_update() -> None:
+    """Gradients and update compiled apart: the update is the turn, two gradients before it are two micro-batches.
+
+    In the first round nobody can know that an update is to come: its two gradients are two steps.
+    """
+    gradient, update = jax.jit(jax.value_and_grad(loss_of)), jax.jit(descend)
+    with capture() as seen:
+        params = weights()
+        for _ in range(6):
+            for _ in range(2):
+                _, grads = gradient(params, X, Y)
+            params = update(params, grads)
+
+    assert counts(seen) == {"steps": 7, "samples": 96, "micro_batches": 12}
+
+
+def test_op_by_op() -> None:
+    """Training without jit: a step is one derivative, with the loss that it was taken of."""
+    computed = []
+    with capture() as seen:
+        params = weights()
+        for _ in range(4):
+            loss, grads = jax.value_and_grad(loss_of)(params, X, Y)
+            params = descend(params, grads)
+            computed.append(float(loss))
+
+    assert counts(seen) == {"steps": 4, "micro_batches": 4}
+    assert losses(seen) == computed
+
+
+def test_gradient_of_a_jitted_function() -> None:
+    """The same where what is differentiated is jitted."""
+    inner = jax.jit(loss_of)
+    with capture() as seen:
+        params = weights()
+        for _ in range(4):
+            params = descend(params, jax.grad(inner)(params, X, Y))
+
+    assert counts(seen) == {"steps": 4, "micro_batches": 4}
+
+
+def test_many_steps_in_a_scan() -> None:
+    """A function that scans over steps of its own is one step a call."""
+
+    @jax.jit
+    def train(params: Any, x: Any, y: Any) -> Any:
+        return jax.lax.scan(lambda p, _: step(p, x, y), params, length=5)
+
+    with capture() as seen:
+        params = weights()
+        for _ in range(3):
+            params, _ = train(params, X, Y)
+
+    assert counts(seen) == {"steps": 3, "samples": 24, "micro_batches": 3}
+
+
+def test_two_that_train_in_turn() -> None:
+    """Two training functions that take turns are one step a round, each with its loss."""
+
+    def other(params: Any, x: Any, y: Any) -> Any:
+        return step(params, x, y)
+
+    first, second = jax.jit(step), jax.jit(other)
+    with capture() as seen:
+        a, b = weights(), weights()
+        for _ in range(6):
+            a, _ = first(a, X, Y)
+            b, _ = second(b, X, Y)
+
+    assert counts(seen) == {"steps": 6, "samples": 96, "micro_batches": 12}
+    assert {"ml.step.loss.step", "ml.step.loss.other"} <= set(curve(seen)[-1])
+
+
+# --- what is no step ----------------------------------------------------------------------
+
+
+def test_evaluation() -> None:
+    """Calls of other compiled functions between steps are an evaluation; those that set the training up are nothing."""
+    train, evaluate, make = jax.jit(step), jax.jit(loss_of), jax.jit(lambda key: jax.random.normal(key, (4, 2)))
+    with capture() as seen:
+        params = {**weights(), "w": make(jax.random.PRNGKey(0))}
+        for _ in range(3):
+            for _ in range(4):
+                params, _ = train(params, X, Y)
+            for _ in range(2):
+                evaluate(params, X, Y).block_until_ready()
+
+    assert counts(seen) == {"steps": 12, "samples": 96, "micro_batches": 12, "evaluations": 3}
+
+
+def test_helper_before_every_step() -> None:
+    """A compiled function that is called before every step is a part of the step, no evaluation."""
+    train, augment = jax.jit(step), jax.jit(lambda x, n: x * (1 + n))
+    with capture() as seen:
+        params = weights()
+        for n in range(8):
+            params, _ = train(params, augment(X, float(n)), Y)
+
+    assert counts(seen) == {"steps": 8, "samples": 64, "micro_batches": 8}
+
+
+def test_inference() -> None:
+    """In a process that never trains, calls are requests."""
+    model = jax.jit(lambda params, x: jnp.tanh(x @ params["w"] + params["b"]))
+    with capture() as seen:
+        params = weights()
+        for _ in range(20):
+            model(params, X).block_until_ready()
+
+    assert counts(seen) == {"inference": 20}
+
+
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        lambda f: jax.vmap(f, in_axes=(None, 0, 0)),
+        lambda f: jax.grad(lambda *a: f(*a).sum()),
+        lambda f: jax.jit(lambda *a: f(*a) * 2),
+        lambda f: lambda *a: jax.lax.scan(lambda c, xy: (c, f(a[0], *xy)), 0.0, (a[1], a[2])),
+        jax.checkpoint,
+    ],
+    ids=["vmap", "grad", "jit", "scan", "checkpoint"],
+)
+def test_outermost_calls_only(transformed: Callable[[Any], Any]) -> None:
+    """A jitted function inside another's trace is not a call of its own."""
+    inner = jax.jit(loss_of)
+    with capture() as seen:
+        for _ in range(3):
+            jax.jit(transformed(inner))(weights(), X, Y)
+
+    found = counts(seen)
+    assert found.get("steps", 0) + found.get("inference", 0) == 3
+
+
+# --- nothing is changed -------------------------------------------------------------------
+
+
+def test_nothing_is_replaced() -> None:
+    """The jitted function is the one that JAX made: type, repr, methods, pickling by name."""
+    import copy
+    import pickle
+
+    with capture():
+        train = jax.jit(step)
+        assert type(train) is type(jax.jit(lambda x: x))
+        assert repr(train).startswith("<PjitFunction of <function step")
+        assert copy.copy(train) is train or type(copy.copy(train)) is type(train)
+        assert pickle.loads(pickle.dumps(jax.block_until_ready)) is jax.block_until_ready  # noqa: S301 - our own
+        assert train.lower(weights(), X, Y).as_text()
+        train.clear_cache()  # type: ignore[attr-defined]
+
+
+def test_nothing_is_left() -> None:
+    """After the end every function of JAX's is the original."""
+    from jax._src import api, config, monitoring, pjit, stages
+    from jax._src.array import ArrayImpl
+    from jax._src.interpreters import ad, pxla
+
+    def standing() -> list[Any]:
+        return [
+            pjit._infer_params, pjit._run_python_pjit, pjit.jit_trace, ad.linearize, api.block_until_ready,
+            jax.block_until_ready, vars(ArrayImpl)["_value"], ArrayImpl.block_until_ready,
+            vars(stages.Compiled)["call"], pxla.MeshExecutable.create_cpp_call, api._post_hook_state.get_global(),
+            config.debug_nans._update_global_hook, config.debug_infs._update_thread_local_hook,
+            monitoring.get_event_listeners(), monitoring.get_event_time_span_listeners(),
+            monitoring.get_event_duration_listeners(),
+        ]  # fmt: skip
+
+    before = standing()
+    with capture():
+        assert standing() != before
+        jax.jit(step)(weights(), X, Y)
+    assert standing() == before
+
+
+def test_same_error() -> None:
+    """What the program's function raises is the same object, and it is no call."""
+    mine = ValueError("mine")
+
+    @jax.jit
+    def broken(x: Any) -> Any:
+        raise mine
+
+    with capture() as seen, pytest.raises(ValueError, match="mine") as raised:
+        broken(X)
+    assert raised.value is mine
+    assert seen.totals is None
+
+
+def test_debug_nans() -> None:
+    """JAX's own use of its hook stays: NaNs are still found, and calls are still seen."""
+    train = jax.jit(lambda x: jnp.log(x) * 1)
+    with capture() as seen:
+        train(X)
+        with jax.debug_nans(True):
+            with pytest.raises(FloatingPointError):
+                train(X)
+            assert float(train(jnp.abs(X))[0, 0]) == float(np.log(np.abs(X[0, 0])))
+        train(X)
+        train(X)
+
+    assert counts(seen)["inference"] == 5
+
+
+# --- compilations -------------------------------------------------------------------------
+
+
+def again(seen: Captured) -> list[tuple[str, ...]]:
+    """Each recompilation: function, kind and reason."""
+    return [
+        tuple(log["attributes"][k] for k in ("code.function.name", "ml.compile.reason.kind", "ml.compile.reason"))
+        for log in seen.logs
+        if log["event_name"] == "ml.compile.recompiled"
+    ]  # fmt: skip
+
+
+def test_retrace_names_the_argument() -> None:
+    """A function traced again says which argument changed, and how."""
+
+    @functools.partial(jax.jit, static_argnames="mode")
+    def f(tree: Any, x: Any, mode: str = "a") -> Any:
+        return x * tree["k"].sum()
+
+    k = jnp.ones(3)
+    with capture() as seen:
+        f({"k": k}, X)
+        f({"k": k}, X[:4])
+        f({"k": k}, X[:4].astype("i"))
+        f({"k": k}, X[:4].astype("i"), mode="b")
+        f({"k": k, "more": k}, X[:4].astype("i"), mode="b")
+
+    assert again(seen) == [
+        ("f", "size", "x: float32[8,4] -> float32[4,4]"),
+        ("f", "dtype", "x: float32[4,4] -> int32[4,4]"),
+        ("f", "type", "new in the arguments: mode"),
+        ("f", "type", "new in the arguments: tree['more']"),
+    ]
+    assert counts(seen)["recompiles"] == 4
+
+
+def test_storm() -> None:
+    """A function compiled again and again is an anomaly, told once, with the argument named."""
+    f = jax.jit(lambda x: x * 2)
+    with capture() as seen:
+        for n in range(1, 14):
+            f(np.ones(n, "f"))
+
+    found = [log["attributes"] for log in seen.logs if log["event_name"] == "ml.anomaly"]
+    assert [a["ml.anomaly.kind"] for a in found] == ["recompile_storm"]
+    assert "most often for x;" in found[0]["ml.anomaly.evidence"]
+    assert counts(seen)["recompiles"] == 12
+
+
+# --- time and values ----------------------------------------------------------------------
+
+
+def test_phases() -> None:
+    """A step's time is host, wait, compile and residual, which sum to it; forward and backward are one program."""
+    train = jax.jit(step)
+    with capture() as seen:
+        params = weights()
+        for _ in range(5):
+            params, loss = train(params, X, Y)
+            loss.block_until_ready()
+
+    rows = curve(seen)
+    phases = [{k.rpartition(".")[2]: v for k, v in row.items() if k.startswith("ml.step.phase.")} for row in rows]
+    assert set(phases[0]) == {"compile", "host", "wait", "residual"}
+    assert all(set(p) == {"host", "wait", "residual"} for p in phases[1:])
+    for row, phase in zip(rows, phases, strict=True):
+        assert sum(phase.values()) == pytest.approx(row["ml.step.duration"])
+
+
+def test_named_values() -> None:
+    """Scalars that come out under a name are values of the step; what is fed back in is not."""
+
+    @jax.jit
+    def train(state: Any, x: Any, y: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(state["params"], x, y)
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+        params = descend(state["params"], grads)
+        return {"params": params, "scale": state["scale"] * 2}, {
+            "loss": loss,
+            "grad_norm": norm,
+            "accuracy": loss * 0 + 0.25,
+        }
+
+    with capture() as seen:
+        state: Any = {"params": weights(), "scale": jnp.float32(1)}
+        for _ in range(3):
+            state, metrics = train(state, X, Y)
+
+    last = curve(seen)[-1]
+    assert {k: v for k, v in last.items() if k.startswith(("ml.training", "ml.step.scalar"))} == {
+        "ml.training.loss": float(metrics["loss"]),
+        "ml.training.grad_norm": float(metrics["grad_norm"]),
+        "ml.step.scalar.accuracy": 0.25,
+    }
+
+
+def test_donated_values_are_absent() -> None:
+    """A loss that the program gives back to the device is absent and counted, never guessed."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train(params: Any, loss: Any, x: Any, y: Any) -> Any:
+        value, grads = jax.value_and_grad(loss_of)(params, x, y)
+        return descend(params, grads), value + 0 * loss
+
+    with capture() as seen:
+        params, loss = weights(), jnp.float32(0)
+        for _ in range(4):
+            params, loss = train(params, loss, X, Y)
+
+    found = losses(seen)
+    assert found[:-1] == [None] * 3
+    assert found[-1] in (None, float(loss))
+
+
+def test_operations_and_parameters() -> None:
+    """The compiler's own count of operations is told for every call, and the weights that are trained are counted."""
+    train = jax.jit(step)
+    with capture() as seen:
+        params = weights()
+        for _ in range(3):
+            params, _ = train(params, X, Y)
+
+    cost: Any = jax.jit(step).lower(weights(), X, Y).compile().cost_analysis()
+    points = {p["name"]: p["value"] for p in seen.metrics if p["name"] in ("ml.training.flops", "ml.memory.live")}
+    assert points["ml.training.flops"] == 3 * cost["flops"]
+    assert points["ml.memory.live"] > 0
+    assert [p["value"] for p in seen.metrics if p["name"] == "ml.model.parameters" and p["value"]] == [10]
