@@ -63,8 +63,8 @@ THINNED = re.compile(r"\.(?:min|max)$")
 # Attributes with a closed set of values: each value is a word of the attribute's sentence.
 CLOSED = (
     names.OUTCOME, names.SKIP_REASON, names.TIME_CATEGORY, names.RUN_STATE, names.RUN_OUTCOME,
-    names.CHECKPOINT_OPERATION, names.COMPILE_REASON_KIND, names.FRAMEWORK_NAME, names.COMPILE_STAGE, names.CACHE_RESULT,
-    names.ANOMALY_KIND,
+    names.CHECKPOINT_OPERATION, names.COMPILE_REASON_KIND, names.FRAMEWORK_NAME,
+    names.COMPILE_STAGE, names.CACHE_RESULT, names.ANOMALY_KIND,
 )  # fmt: skip
 
 
@@ -186,9 +186,9 @@ def infer() -> None:
 
 def train_jax(cache: str) -> None:
     """A compiled step with a named value, waited for; compiled once more from the persistent cache."""
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_dir", cache)  # type: ignore[no-untyped-call]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # type: ignore[no-untyped-call]
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)  # type: ignore[no-untyped-call]
 
     def step(weights: Any, x: Any) -> Any:
         loss, gradient = jax.value_and_grad(lambda w: (x @ w).sum())(weights)
@@ -203,7 +203,7 @@ def train_jax(cache: str) -> None:
                 weights, values = train(weights, np.ones((2, 3), "f"))
                 float(values["loss"])
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_compilation_cache_dir", None)  # type: ignore[no-untyped-call]
 
 
 def storm() -> None:

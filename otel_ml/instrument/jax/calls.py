@@ -213,10 +213,12 @@ class Calls:
         if program.parameters is not None:
             model = roots.number(inner, function.name)
             roots.facts[model].update(name=function.name, trainable=program.parameters, frozen=0)
-        if program.code in (DEVICE_TRAIN, DEVICE_UPDATE) and not self._built:
-            self._built = True
+        recorder = recorders.mine()
+        if program.code in (DEVICE_TRAIN, DEVICE_UPDATE) and (not self._built or recorder.number):
+            self._built = True  # and what is met after whole rounds without it begins something new
             at = now()
-            recorders.mine().record(BUILD, at, at, function.number)
+            recorder.edge()
+            recorder.record(BUILD, at, at, function.number)
 
     def install(self, patches: Patches) -> None:
         """Wrap the two functions that every miss goes through."""

@@ -67,11 +67,10 @@ def read(jax: Any, p: Any, gradients: list[Shapes], *, devices: bool) -> Program
     jaxpr = closed.jaxpr
     taken, given = shapes_of(p.in_avals), shapes_of(closed.out_avals)
     state = taken & given
-    if not state:
-        return Program(DEVICE_CALL, packed=_packed(jax, p, given, devices=devices)[0])
-    if not any(_is_transposed(e) for e in _equations(jax, jaxpr)):
-        updates = any(g and not (g - state) for g in gradients)
-        return Program(DEVICE_UPDATE if updates else DEVICE_CALL, packed=_packed(jax, p, Counter(), devices=devices)[0])
+    if not state or not any(_is_transposed(e) for e in _equations(jax, jaxpr)):
+        if any(g and not (g - state) for g in gradients):
+            return Program(DEVICE_UPDATE)
+        return Program(DEVICE_CALL, packed=_served(closed.out_avals, p.in_avals, devices=devices))
     origins = _Origins(jax)
     derived = [origins.of(jaxpr, n) for n in range(len(jaxpr.outvars))]
     backs = [v.aval for n, v in enumerate(jaxpr.outvars) if derived[n] == "gradient" and v.aval.shape]
@@ -272,6 +271,14 @@ def _packed(jax: Any, p: Any, given: Shapes, *, devices: bool) -> tuple[int, Cal
     if not devices and not tokens and len(paths) == len(avals):
         reach = _getter(jax, paths[index], index)
     return samples | tokens << 32, reach
+
+
+def _served(given: Any, taken: Any, *, devices: bool) -> int:
+    """Samples of a call that serves: the leading axis of what comes out, if something that goes in has it too."""
+    axes = 1 + devices
+    rows = next((tuple(a.shape[:axes]) for a in given if len(a.shape) >= axes), None)
+    known = rows is not None and any(tuple(a.shape[:axes]) == rows for a in taken if len(a.shape) >= axes)
+    return math.prod(rows) if known and rows else -1
 
 
 def _is_key(jax: Any, aval: Any) -> bool:
