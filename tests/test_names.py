@@ -206,6 +206,16 @@ def train_jax(cache: str) -> None:
         jax.config.update("jax_compilation_cache_dir", None)  # type: ignore[no-untyped-call]
 
 
+def save_behind(path: Path) -> None:
+    """A step, and an asynchronous checkpoint of orbax's."""
+    import orbax.checkpoint as ocp
+
+    train = jax.jit(lambda w: w - jax.grad(lambda w: (w**2).sum())(w))
+    weights = train(np.ones(3, "f"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {"w": weights})
+
+
 def storm() -> None:
     """A compiled function that never gets the same shape twice."""
     double = jax.jit(lambda x: x * 2)
@@ -229,6 +239,7 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Emitted:
     cache = str(tmp_path_factory.mktemp("cache"))
     programs: list[Callable[[], None]] = [
         lambda: train_two(path), train_scaled, train_once, train_compiled, infer, lambda: train_jax(cache), storm,
+        lambda: save_behind(path.with_name("behind")),
     ]  # fmt: skip
     for program in programs:
         with capture() as seen:

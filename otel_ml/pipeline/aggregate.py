@@ -201,10 +201,10 @@ class Aggregate:
             category = "compile"
         else:
             saved = payload["operation"] == "save"
-            self.totals.checkpoints_saved += saved
+            self.totals.checkpoints_saved += saved and "pending" not in payload
             self.totals.checkpoints_loaded += not saved
             category = "checkpoint"
-        if rare.step is None:
+        if rare.step is None and "background" not in payload:
             self.time[category] += rare.end - rare.start
 
     def categories(self, upto: int | None = None) -> dict[str, float]:

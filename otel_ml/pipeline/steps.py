@@ -159,7 +159,7 @@ class Tracker:
         self.losses: dict[int, float] = {}
         self.roots: set[int] = set()
         self.out: list[Output] = []
-        self.loose: list[Item] = []  # compiles and checkpoints, until it is known what they are inside of
+        self.loose: list[Item] = []  # compiles, until it is known what they are inside of
         self.last_end = 0
         self._aside: Evaluation | None = None  # forwards that belong to no step, so far
         self._held: Evaluation | None = None  # the last one, until it is sure that it does not come with every step
@@ -179,9 +179,10 @@ class Tracker:
             # What was taken for an edge inside this event was none: the event began before it.
             self._forget(inside)
         if code in (r.COMPILE, r.CHECKPOINT):
-            if self.items and not self._turned():
-                self.out.append(Rare(code, start, end, a, self.number))
-                self.items.append(item)
+            if code == r.CHECKPOINT or (self.items and not self._turned()):
+                self.out.append(Rare(code, start, end, a, self.number if self.items else None))
+                if self.items:
+                    self.items.append(item)
             else:
                 self.loose.append(item)
             return

@@ -270,16 +270,20 @@ class Telemetry:
         tags = {names.CHECKPOINT_OPERATION: operation}
         if payload["error"] is not None:
             tags[names.ERROR_TYPE] = payload["error"]
-        self.instruments.observe(names.CHECKPOINT_DURATION, [seconds], tags)
+        if "background" in payload:
+            self.instruments.observe(names.CHECKPOINT_BACKGROUND, [payload["background"]], None)
+        else:
+            self.instruments.observe(names.CHECKPOINT_DURATION, [seconds], tags)
         size = payload.get("size")
         if size is not None:
             self.instruments.observe(names.CHECKPOINT_SIZE, [float(size)], {names.CHECKPOINT_OPERATION: operation})
         details = {
             names.CHECKPOINT_OPERATION: operation, names.CHECKPOINT_PATH: payload.get("path"),
-            names.CHECKPOINT_SIZE_BY: size, names.CHECKPOINT_DURATION_S: seconds, names.ERROR_TYPE: payload["error"],
+            names.CHECKPOINT_SIZE_BY: size, names.CHECKPOINT_DURATION_S: payload.get("blocking", seconds),
+            names.CHECKPOINT_BACKGROUND_S: payload.get("background"), names.ERROR_TYPE: payload["error"],
         }  # fmt: skip
         self.spans.rare(rare, names.SPAN_CHECKPOINT, {k: v for k, v in details.items() if v is not None})
-        if payload["error"] is None:
+        if payload["error"] is None and "pending" not in payload:
             event, said = names.EVENT_CHECKPOINT_LOADED, "loaded"
             if operation == "save":
                 event, said = names.EVENT_CHECKPOINT_SAVED, "saved"

@@ -29,7 +29,7 @@ from tests.bench.rounds import ROOT, Bench, Run, bench
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-STEPS = {"mlp": 6000, "gpt": 200, "inference": 100_000}
+STEPS = {"mlp": 6000, "gpt": 200, "inference": 100_000, "jax_fast": 8000, "jax_slow": 400}
 RATES = "10,100,1000,3000,10000,20000"
 
 

@@ -16,7 +16,7 @@ import resource
 import time
 from array import array
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["Serving", "Stopwatch", "Training", "count", "infer", "run", "train"]
+__all__ = ["Compiled", "Serving", "Stopwatch", "Training", "compiled", "count", "infer", "run", "train"]
 
 
 def count(default: int) -> int:
@@ -170,6 +170,46 @@ def train(task: Training) -> None:
         task.watch.lap(loss.item())
 
 
+@dataclass
+class Compiled:
+    """A compiled function to train by, and what it trains."""
+
+    step: Callable[..., Any]
+    state: Any
+    batches: Iterable[tuple[Any, Any]]
+    watch: Stopwatch
+
+
+def descend(task: Compiled) -> None:
+    """Train by one compiled function, and read each loss."""
+    state = task.state
+    for inputs, targets in task.batches:
+        state, loss = task.step(state, inputs, targets)
+        task.watch.lap(float(loss))
+
+
+def compiled(*, width: int, batch: int, steps: int, warmup: int) -> None:
+    """Train an MLP of two layers in JAX, on batches that are ready in memory."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    def loss_of(params: Any, inputs: Any, targets: Any) -> Any:
+        return jnp.mean((jnp.tanh(inputs @ params["first"]) @ params["second"] - targets) ** 2)
+
+    @jax.jit
+    def step(params: Any, inputs: Any, targets: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(params, inputs, targets)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), loss
+
+    rng = np.random.default_rng(0)
+    watch = Stopwatch(count(steps), warmup)
+    shapes = {"first": (64, width), "second": (width, 10)}
+    params = {name: jnp.asarray(rng.normal(size=shape) * 0.1, "float32") for name, shape in shapes.items()}
+    made = [(rng.normal(size=(batch, 64)).astype("f"), rng.normal(size=(batch, 10)).astype("f")) for _ in range(16)]
+    run(Compiled(step, params, islice(cycle(made), watch.total), watch), plain=descend)
+
+
 def infer(task: Serving) -> None:
     """Answer requests without a line about telemetry."""
     for inputs in task.requests:
@@ -177,7 +217,7 @@ def infer(task: Serving) -> None:
         task.watch.lap()
 
 
-def run(task: Training | Serving, plain: Callable[[Any], None] | None = None) -> None:
+def run(task: Training | Serving | Compiled, plain: Callable[[Any], None] | None = None) -> None:
     """Run the task's loop under the condition in `BENCH_LOOPS` (none: the plain loop) and write the result.
 
     Without `BENCH_RESULT` it is an ordinary script that prints how long its steps took.

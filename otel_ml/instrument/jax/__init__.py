@@ -38,8 +38,11 @@ class JaxInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if not _state["registered"]:
             _state["registered"] = True
             register_post_import_hook(_jax_imported, "jax")
+            register_post_import_hook(_orbax_imported, "orbax.checkpoint")
         elif "jax" in sys.modules:
             _jax_imported(sys.modules["jax"])
+            if "orbax.checkpoint" in sys.modules:
+                _orbax_imported(sys.modules["orbax.checkpoint"])
 
     def _uninstrument(self, **_: Any) -> None:
         _state["on"] = False
@@ -56,12 +59,21 @@ def _jax_imported(jax: Any) -> None:
             _patches.failed("jax", error)
 
 
+def _orbax_imported(orbax: Any) -> None:
+    checkpoints = _state.get("checkpoints")
+    if _state["on"] and checkpoints is not None and "orbax" not in _patches.report:
+        with guard("hooking orbax"):
+            _patches.attempt("orbax", lambda: checkpoints.install(orbax, _patches))
+
+
 def _hook(jax: Any) -> None:
-    from otel_ml.instrument.jax import calls, compile, memory, waits  # noqa: A004 - what it is called
+    from otel_ml.instrument.jax import calls, checkpoint, compile, memory, waits  # noqa: A004 - what it is called
 
     runtime.framework("jax", str(jax.__version__))
     found = calls.Calls(jax, waits.reader(jax))
-    listeners = compile.Listeners(jax)
+    checkpoints = checkpoint.Checkpoints(jax)
+    _state["checkpoints"] = checkpoints
+    listeners = compile.Listeners(jax, *checkpoints.listeners())
     for label, install in (
         ("calls", lambda: found.install_hook(_patches)),
         ("misses", lambda: found.install(_patches)),

@@ -46,11 +46,27 @@ class _Going(threading.local):
 
 
 class Listeners:
-    """Three listeners of `jax.monitoring`; whoever clears them all finds ours back a moment later."""
+    """Our listeners of `jax.monitoring`; whoever clears them all finds ours back a moment later."""
 
-    def __init__(self, jax: Any) -> None:
+    def __init__(self, jax: Any, *others: tuple[Any, Any, Any, Any]) -> None:
         self.jax = jax
-        self.monitoring = jax._src.monitoring
+        m = jax._src.monitoring
+        self._all = [
+            (
+                self.span,
+                m.get_event_time_span_listeners,
+                m.register_event_time_span_listener,
+                m.unregister_event_time_span_listener,
+            ),
+            (self.event, m.get_event_listeners, m.register_event_listener, m.unregister_event_listener),
+            (
+                self.duration,
+                m.get_event_duration_listeners,
+                m.register_event_duration_secs_listener,
+                m.unregister_event_duration_listener,
+            ),
+            *others,
+        ]
         self.going = _Going()
         self.on = False
 
@@ -64,12 +80,7 @@ class Listeners:
         """Register what is not registered (any more)."""
         if not self.on:
             return
-        m = self.monitoring
-        for ours, known, register in (
-            (self.span, m.get_event_time_span_listeners, m.register_event_time_span_listener),
-            (self.event, m.get_event_listeners, m.register_event_listener),
-            (self.duration, m.get_event_duration_listeners, m.register_event_duration_secs_listener),
-        ):
+        for ours, known, register, _ in self._all:
             if ours not in known():
                 register(ours)
 
@@ -81,12 +92,7 @@ class Listeners:
     def remove(self) -> None:
         """Listen no more."""
         self.on = False
-        m = self.monitoring
-        for ours, known, unregister in (
-            (self.span, m.get_event_time_span_listeners, m.unregister_event_time_span_listener),
-            (self.event, m.get_event_listeners, m.unregister_event_listener),
-            (self.duration, m.get_event_duration_listeners, m.unregister_event_duration_listener),
-        ):
+        for ours, known, _, unregister in self._all:
             if ours in known():
                 unregister(ours)
 

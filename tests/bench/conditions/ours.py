@@ -20,7 +20,7 @@ def _ours(name: str, title: str, environment: dict[str, str], evidence: str) -> 
         "nothing",
         needs=("otel-ml",),
         environment=LAUNCH | environment,
-        workloads=(*TRAININGS, "inference", "synthetic"),
+        workloads=(*TRAININGS, "inference", "synthetic", "jax_fast", "jax_slow"),
         evidence=evidence,
         ours=True,
     )

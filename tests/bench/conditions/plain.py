@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.bench.conditions import TRAININGS, Condition
 
-EVERYTHING = (*TRAININGS, "inference", "synthetic")
+EVERYTHING = (*TRAININGS, "inference", "synthetic", "jax_fast", "jax_slow")
 
 CONDITIONS = (
     Condition("plain", "plain", "nothing", workloads=EVERYTHING),

@@ -28,7 +28,7 @@ params = {
 }
 x, y = rng.normal(size=(100, 16)).astype("f"), rng.normal(size=(100, 1)).astype("f")
 steps = samples = 0
-for epoch in range(3):
+for _epoch in range(3):
     for first in range(0, 100, 32):
         batch = slice(first, first + 32)
         params, loss = train(params, x[batch], y[batch])

@@ -14,6 +14,7 @@ from otel_ml.testing import Captured, capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("f")
 Y = np.random.default_rng(1).normal(size=(8, 2)).astype("f")
@@ -514,3 +515,47 @@ def test_operations_and_parameters() -> None:
     assert points["ml.training.flops"] == 3 * cost["flops"]
     assert points["ml.memory.live"] > 0
     assert [p["value"] for p in seen.metrics if p["name"] == "ml.model.parameters" and p["value"]] == [10]
+
+
+# --- checkpoints --------------------------------------------------------------------------
+
+
+def test_orbax(tmp_path: Path) -> None:
+    """Saved behind the program, saved at once, restored, failed: each with what it took, where, and its bytes."""
+    import orbax.checkpoint as ocp
+
+    state = {"w": jnp.ones((64, 64), "float32")}
+    train = jax.jit(step)
+    with capture() as seen:
+        params, _ = train(weights(), X, Y)
+        with ocp.StandardCheckpointer() as behind:
+            behind.save(tmp_path / "behind", state)
+            behind.wait_until_finished()
+            behind.restore(tmp_path / "behind", state)
+            with pytest.raises(FileNotFoundError):
+                behind.restore(tmp_path / "none", state)
+        with ocp.PyTreeCheckpointer() as at_once:
+            at_once.save(tmp_path / "at once", state)
+        with ocp.CheckpointManager(tmp_path / "managed") as manager:
+            manager.save(3, args=ocp.args.StandardSave(state))
+            manager.wait_until_finished()
+        train(params, X, Y)
+
+    told = [
+        (log["event_name"].rpartition(".")[2], log["attributes"]["ml.checkpoint.path"].rpartition(str(tmp_path))[2])
+        for log in seen.logs
+        if log["event_name"] and log["event_name"].startswith("ml.checkpoint")
+    ]
+    assert sorted(told) == [
+        ("loaded", "/behind"), ("saved", "/at once"), ("saved", "/behind"), ("saved", "/managed/3"),
+    ]  # fmt: skip
+    saved = [log["attributes"] for log in seen.logs if "ml.checkpoint.path" in log["attributes"]]
+    assert all(about["ml.checkpoint.size"] >= 64 * 64 * 4 for about in saved)
+    histograms = [p for p in seen.metrics if "checkpoint" in p["name"] and "count" in p]
+    points = {(p["name"], tuple(p["attributes"].items())): p["count"] for p in histograms}
+    assert points["ml.checkpoint.background.duration", ()] == 2
+    assert points["ml.checkpoint.duration", (("ml.checkpoint.operation", "save"),)] == 3
+    assert counts(seen)["steps"] == 2
+    totals = seen.totals
+    assert totals is not None
+    assert (totals.checkpoints_saved, totals.checkpoints_loaded) == (3, 2)

@@ -1,0 +1,107 @@
+"""Checkpoints by orbax: what saving and restoring took the program, what went on behind it, and how many bytes.
+
+The two checkpointers' own `save` and `restore` are timed, which every manager and wrapper of orbax's comes down to;
+bytes and the end of an asynchronous save come from what orbax tells `jax.monitoring`.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from otel_ml.core.clock import now
+from otel_ml.core.context import recorders
+from otel_ml.core.recorder import CHECKPOINT
+from otel_ml.errors import guard
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.patching import Patches
+
+__all__ = ["Checkpoints"]
+
+_WRITTEN = "/jax/orbax/write/gbytes"
+_READ = "/jax/checkpoint/read/gbytes"
+_BEHIND = "/jax/orbax/write/background_duration_secs"
+_GIB = 1024**3
+_PENDING = 64
+
+
+class Checkpoints:
+    """Hears orbax, and times its checkpointers once the program has imported them."""
+
+    def __init__(self, jax: Any) -> None:
+        self.monitoring = jax._src.monitoring
+        self._bytes: dict[str, int] = {}
+        self._pending: deque[dict[str, Any]] = deque(maxlen=_PENDING)
+        self._inside = threading.local()
+        self.on = False
+
+    def listeners(self) -> list[tuple[Any, Any, Any, Any]]:
+        """Ours, and how to see whether they are registered, to register and to take them back."""
+        m = self.monitoring
+        return [
+            (self.scalar, m.get_scalar_listeners, m.register_scalar_listener, m.unregister_scalar_listener),
+            (
+                self.duration,
+                m.get_event_duration_listeners,
+                m.register_event_duration_secs_listener,
+                m.unregister_event_duration_listener,
+            ),
+        ]
+
+    def install(self, orbax: Any, patches: Patches) -> None:
+        """Time saving and restoring."""
+        blocking, behind = orbax.Checkpointer, orbax.AsyncCheckpointer
+        for owner, name, operation in (
+            (blocking, "save", "save"), (blocking, "restore", "load"), (behind, "save", "save"),
+        ):  # fmt: skip
+            if name in vars(owner):
+                patches.set(owner, name, self._timed(vars(owner)[name], operation, later=owner is behind))
+
+    def _timed(self, original: Any, operation: str, *, later: bool) -> Any:
+        @functools.wraps(original)
+        def checkpoint(mine: Any, directory: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(self._inside, "on", False):
+                return original(mine, directory, *args, **kwargs)
+            self._inside.on = True
+            self._bytes.pop(operation, None)
+            start = now()
+            error: str | None = None
+            try:
+                return original(mine, directory, *args, **kwargs)
+            except BaseException as failure:
+                error = type(failure).__qualname__
+                raise
+            finally:
+                self._inside.on = False
+                with guard("a checkpoint"):
+                    end = now()
+                    payload: dict[str, Any] = {"operation": operation, "error": error, "path": str(directory)}
+                    if later and error is None:
+                        payload["pending"] = True
+                        self._pending.append({"path": str(directory), "blocking": (end - start) / 1e9})
+                    elif operation in self._bytes:
+                        payload["size"] = self._bytes.pop(operation)
+                    recorders.mine().record(CHECKPOINT, start, end, payload)
+
+        return checkpoint
+
+    def scalar(self, event: str, value: float, **_: Any) -> None:
+        """How much was written or read."""
+        if event in (_WRITTEN, _READ):
+            with guard("a checkpoint's size"):
+                self._bytes["save" if event == _WRITTEN else "load"] = round(float(value) * _GIB)
+
+    def duration(self, event: str, seconds: float, **_: Any) -> None:
+        """An asynchronous save is done."""
+        if event != _BEHIND:
+            return
+        with guard("a checkpoint's end"):
+            end = now()
+            about = self._pending.popleft() if self._pending else {}
+            payload: dict[str, Any] = {"operation": "save", "error": None, "background": float(seconds), **about}
+            if "save" in self._bytes:
+                payload["size"] = self._bytes.pop("save")
+            recorders.mine().record(CHECKPOINT, end - int(seconds * 1e9), end, payload)
