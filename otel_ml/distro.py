@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ from wrapt import register_post_import_hook
 
 from otel_ml import settings
 from otel_ml.core import identity as identities
+from otel_ml.core import runtime
 from otel_ml.core.context import recorders
+from otel_ml.core.profiling import Profiler
 from otel_ml.errors import OtelMlError, guard
 from otel_ml.pipeline.adoption import make_way
 from otel_ml.pipeline.providers import Providers
@@ -31,11 +34,14 @@ from otel_ml.pipeline.resource import resource_of
 from otel_ml.pipeline.run import Run
 from otel_ml.pipeline.views import views
 from otel_ml.settings import Settings
+from otel_ml.store.schema import extra_folder
 from otel_ml.store.writer import StoreWriter
 from otel_ml.watch.anomalies import Anomalies
 from otel_ml.watch.diagnosis import diagnose
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_ml.totals import RunTotals
 
 __all__ = ["OtelMlConfigurator", "OtelMlDistro", "configure", "current", "join", "shutdown"]
@@ -143,6 +149,11 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
         points_burst=chosen.points_burst,
     )
     current, _settings = run, chosen
+    if chosen.profile_steps is not None or chosen.profile_signal is not None:
+        profiles = functools.partial(extra_folder, chosen.directory, identity.run_id, "profiles")
+        runtime.profiler = Profiler(profiles, chosen.profile_steps, chosen.profile_signal)
+    if "jax" in chosen.debug:
+        _debug_jax(functools.partial(extra_folder, chosen.directory, identity.run_id, "jax"))
     run.start()
     make_way(sorted(providers.made), _adopt)
     _wrap_excepthook()
@@ -150,6 +161,17 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
     register_post_import_hook(_in_multiprocessing, "multiprocessing.util")
     register_post_import_hook(_before_jax_ends, "jax")
     return run
+
+
+def _debug_jax(folder: Callable[[], Path]) -> None:
+    """Have JAX log what it compiles, and dump it there, once the program has imported it."""
+
+    def tell(jax: Any) -> None:
+        with guard("debugging jax"):
+            jax.config.update("jax_log_compiles", True)  # noqa: FBT003 - as JAX has it
+            jax.config.update("jax_dump_ir_to", str(folder()))
+
+    register_post_import_hook(tell, "jax")
 
 
 def _before_jax_ends(_: Any) -> None:
@@ -181,6 +203,8 @@ def shutdown() -> None:
         contextlib.suppress(KeyboardInterrupt),
         guard("the end of the run"),
     ):  # a Ctrl-C ends our wait, and nothing else
+        if runtime.profiler is not None:
+            runtime.profiler.stop()
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         totals = run.finish(error, chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store

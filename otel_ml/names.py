@@ -100,6 +100,7 @@ PARAM_GROUP = A("ml.param_group", "The optimizer's parameter group, from 0, wher
 STEP_NUMBER = A("ml.step.number", "The step's number, from 0.")
 STEP_STRIDE = A("ml.step.stride", "How many steps each entry of a thinned column stands for.")
 STEP_DURATION_S = A("ml.step.duration", "The step's duration in seconds.")
+PROFILE_PATH = A("ml.profile.path", "Where the profiler's capture of this step is.")
 STEP_PHASE = A("ml.step.phase", "Prefix of ml.step.phase.<phase>: the phase's seconds in the step.")
 STEP_LOSS = A("ml.step.loss", "Prefix of ml.step.loss.<optimizer>: each optimizer's loss, where several.")
 STEP_SCALAR = A("ml.step.scalar", "Prefix of ml.step.scalar.<name>: another value of the step by the name the program gave it.")

@@ -11,6 +11,7 @@ processes talking to each other and are no settings.
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -113,6 +114,34 @@ def _folder(text: str) -> Path:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() if dash else True) and 1 <= int(first) <= int(last or first)):
+        message = "need a step from 1, or the first and the last of several"
+        raise ValueError(message)
+    return int(first), int(last or first)
+
+
+def _signal(text: str) -> str | None:
+    if not text:
+        return None
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+        message = "need the name of a signal that can be handled"
+        raise ValueError(message)
+    return name
+
+
+def _debugged(text: str) -> tuple[str, ...]:
+    wanted = _names(text)
+    if set(wanted) - {"jax"}:
+        message = "need jax"
+        raise ValueError(message)
+    return wanted
 
 
 def _metrics(kind: str | None = None) -> Callable[[str], tuple[str, ...]]:
@@ -219,6 +248,27 @@ class Settings:
     )  # fmt: skip
     shutdown_timeout_s: float = _setting(
         "SHUTDOWN_TIMEOUT", "5", _number(least=0, most=600), "The most seconds that the exit may take.", example="30"
+    )
+    profile_steps: tuple[int, int] | None = _setting(
+        "PROFILE_STEPS",
+        "",
+        _steps,
+        "Steps that the framework's own profiler captures into the run's folder, first and last.",
+        example="100-105",
+    )
+    profile_signal: str | None = _setting(
+        "PROFILE_SIGNAL",
+        "",
+        _signal,
+        "A signal that has the next steps captured as well; no handler is installed unless you name one.",
+        example="USR2",
+    )
+    debug: tuple[str, ...] = _setting(
+        "DEBUG",
+        "",
+        _debugged,
+        "jax: logs each compilation and dumps what is compiled into the run's folder.",
+        example="jax",
     )
     strict: bool = _setting("STRICT", "0", _flag, "1 raises errors of ours instead of logging them.", example="1")
     views_drop: tuple[str, ...] = _setting(
@@ -330,12 +380,12 @@ def exporters(environ: Mapping[str, str], *, store: bool = True) -> dict[str, li
     if config_file(environ):
         return {signal: list(local) for signal in SIGNALS}
     ways: dict[str, list[str]] = {}
-    for signal in SIGNALS:
-        names = _named(environ, signal)
+    for kind in SIGNALS:
+        names = _named(environ, kind)
         if names == ["none"]:
-            ways[signal] = []
+            ways[kind] = []
             continue
-        if not names and (_endpoint(environ) or _endpoint(environ, signal)):
+        if not names and (_endpoint(environ) or _endpoint(environ, kind)):
             names = ["otlp"]
-        ways[signal] = [*names, *local]
+        ways[kind] = [*names, *local]
     return ways

@@ -18,7 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from otel_ml import errors, names
+from otel_ml.core import runtime
 from otel_ml.core.identity import Identity
+from otel_ml.core.profiling import Profiler
 from otel_ml.pipeline.instruments import Instruments
 from otel_ml.pipeline.resource import resource_of
 from otel_ml.testing import Captured, capture
@@ -216,6 +218,16 @@ def save_behind(path: Path) -> None:
         checkpointer.save(path, {"w": weights})
 
 
+def train_profiled(folder: Path) -> None:
+    """Two steps, the second one captured by the framework's profiler."""
+    runtime.profiler = Profiler(lambda: folder, (1, 1), None)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        model(torch.ones(2, 3)).mean().backward()
+        optimizer.step()
+
+
 def storm() -> None:
     """A compiled function that never gets the same shape twice."""
     double = jax.jit(lambda x: x * 2)
@@ -239,12 +251,13 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Emitted:
     cache = str(tmp_path_factory.mktemp("cache"))
     programs: list[Callable[[], None]] = [
         lambda: train_two(path), train_scaled, train_once, train_compiled, infer, lambda: train_jax(cache), storm,
-        lambda: save_behind(path.with_name("behind")),
+        lambda: save_behind(path.with_name("behind")), lambda: train_profiled(path.parent),
     ]  # fmt: skip
     for program in programs:
         with capture() as seen:
             program()
             errors.swallowed.add("somewhere")
+        runtime.profiler = None
         found.add(seen)
     blocks = []
 

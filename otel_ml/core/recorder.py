@@ -39,6 +39,7 @@ __all__ = [
     "FETCH_END",
     "FORWARD",
     "FORWARD_NOGRAD",
+    "NUMBERED",
     "OPEN",
     "OPTIMIZER_WORK",
     "SCALER",
@@ -73,6 +74,7 @@ DEVICE_GRAD = 15  #   as DEVICE_TRAIN: gradients alone come out of it, the weigh
 DEVICE_UPDATE = 16  # function's index       -
 DEVICE_CALL = 17  #   root's index           samples | tokens << 32, or -1
 DEVICE_WAIT = 18  #   -                      -
+NUMBERED = 19  #  the number that the program gives its next step
 
 # Where the online counter stands.
 CLOSED = 0  # no step
@@ -210,6 +212,14 @@ class Recorder:
             self.state = OPEN
         elif self.state < OPEN:
             self.state = OPEN
+
+    def numbered(self, number: int) -> None:
+        """The program says that its next step begins, and its number; one that it had before stays as it is counted."""
+        if self.state >= TURNED:
+            self._close(by_candidate=False)
+            self.state = CLOSED
+        self.merged_from = None
+        self.number = max(self.number, number)
 
     def turn(self, optimizer: int) -> None:
         """An optimizer has taken its turn."""

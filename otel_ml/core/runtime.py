@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from otel_ml.core.profiling import Profiler
     from otel_ml.names import Metric
 
     Sample = Iterable[tuple[Metric, float, dict[str, Any] | None]]
 
-__all__ = ["coming", "enabled", "framework", "frameworks", "helpers", "leading", "samplers", "trained"]
+__all__ = ["coming", "enabled", "framework", "frameworks", "helpers", "leading", "profiler", "samplers", "trained"]
 
 frameworks: dict[str, str] = {}
 samplers: list[Callable[[], Sample]] = []
 """Each says, at a turn of the drain, what stands at what: gauges are set, counters added to."""
+profiler: Profiler | None = None
+"""Told by hooks of every turn, where the user wants some steps profiled."""
 trained: list[str] = []
 """The frameworks that the program was seen to train with, in that order."""
 helpers: list[Callable[[], bool]] = []

@@ -49,7 +49,7 @@ class Patches:
         except Exception as error:  # noqa: BLE001 - a version of the framework that lacks this hook
             self.failed(label, error)
         else:
-            self.report[label] = "hooked"
+            self.report.setdefault(label, "hooked")
 
     def failed(self, label: str, error: Exception) -> None:
         """Report, from the except clause, what could not be hooked and why."""

@@ -141,7 +141,7 @@ class Drain:
                 alone = len(tracker.out) == 1
                 self._tell(recorder)
                 pace.rest()
-                if stepped and recorder.steady.came_round(tracker, alone=alone):
+                if stepped and runtime.profiler is None and recorder.steady.came_round(tracker, alone=alone):
                     at = self._blocks(recorder, chunk, at, pace)
             elif at % (_CHECK * WIDTH) == 0:
                 pace.rest()

@@ -186,6 +186,11 @@ class Tracker:
             else:
                 self.loose.append(item)
             return
+        if code == r.NUMBERED:
+            if self._turned():
+                self._close_at(start, len(self.items))
+            self.number = max(self.number, a)
+            return
         if code == r.BUILD:
             self.built()
             if self._turned():

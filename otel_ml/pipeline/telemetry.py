@@ -79,6 +79,10 @@ class Telemetry:
         labels = self._labels()
         self.aggregate.step(step, labels)
         attributes = self._record(step, labels)
+        profile = runtime.profiler.path_of(step.number) if runtime.profiler is not None else None
+        if profile is not None:
+            attributes = {names.PROFILE_PATH: profile, **attributes}
+            self.spans.must_keep.add((recorder.ordinal, step.number))
         kept = self.spans.keeps(step, recorder.ordinal)
         context = self.spans.step(step, recorder, attributes) if kept else None
         self.records.step(step.end, attributes, context)

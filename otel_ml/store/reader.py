@@ -15,6 +15,7 @@ import difflib
 import json
 import math
 import os
+import shutil
 import sqlite3
 import time
 from collections import defaultdict
@@ -28,7 +29,7 @@ from urllib.parse import quote
 from otel_ml import names
 from otel_ml.errors import StoreError
 from otel_ml.store.ending import FILE, Ending, read_ending
-from otel_ml.store.schema import COLUMNS, MIGRATIONS, SUFFIX, boot_and_start, has_proc, migrate
+from otel_ml.store.schema import COLUMNS, EXTRAS, MIGRATIONS, SUFFIX, boot_and_start, has_proc, migrate
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
@@ -262,6 +263,9 @@ def delete_run(directory: Path, run: Run) -> None:
             for tail in reversed(TAILS):  # the file itself last, so that a failure leaves a run to see
                 Path(f"{path}{tail}").unlink(missing_ok=True)
         (folder / FILE).unlink(missing_ok=True)
+        for extra in EXTRAS:
+            if (folder / extra).is_dir() and not (folder / extra).is_symlink():
+                shutil.rmtree(folder / extra)
         if not any(folder.iterdir()):
             folder.rmdir()
     except OSError as error:

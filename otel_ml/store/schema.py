@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "COLUMNS", "MIGRATIONS", "SUFFIX", "boot_and_start", "insert", "migrate", "migration", "run_folder", "run_slug",
+    "COLUMNS", "EXTRAS", "MIGRATIONS", "SUFFIX", "boot_and_start", "extra_folder", "insert", "migrate", "migration",
+    "run_folder", "run_slug",
 ]  # fmt: skip
 
 SUFFIX = ".sqlite"
+EXTRAS = ("profiles", "jax")  # folders beside the files: what profilers captured, what JAX dumped
 MAX_SLUG = 80
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _MADE = re.compile(r"\.h[0-9a-f]{12}")
@@ -154,6 +156,15 @@ def run_slug(run_id: str) -> str:
     tail = f".h{digest}"
     head = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).lstrip(".-")[: MAX_SLUG - len(tail)]
     return f"{head or 'run'}{tail}"
+
+
+def extra_folder(directory: Path, run_id: str, name: str) -> Path:
+    """Make, for this user alone, a folder of `EXTRAS` in the run's: what is not telemetry but belongs to the run."""
+    folder = run_folder(directory, run_id)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in (folder, folder / name):
+        part.mkdir(mode=0o700, exist_ok=True)
+    return folder / name
 
 
 def run_folder(directory: Path, run_id: str) -> Path:

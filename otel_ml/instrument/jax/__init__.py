@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 from wrapt import register_post_import_hook
 
-from otel_ml.core import runtime
+from otel_ml.core import profiling, runtime
 from otel_ml.errors import guard
 from otel_ml.instrument.patching import Patches
+
+if TYPE_CHECKING:
+    from otel_ml.instrument.jax.calls import Calls
 
 __all__ = ["JaxInstrumentor", "report"]
 
@@ -66,19 +69,32 @@ def _orbax_imported(orbax: Any) -> None:
             _patches.attempt("orbax", lambda: checkpoints.install(orbax, _patches))
 
 
+def _hook_calls(jax: Any, found: Calls) -> None:
+    if hasattr(jax._src.api, "_post_hook_state"):
+        found.install_hook(_patches)
+    else:
+        found.install_proxy(_patches)
+        _patches.report["calls"] = "hooked by a proxy around jax.jit: this JAX has no hook after a call"
+
+
 def _hook(jax: Any) -> None:
-    from otel_ml.instrument.jax import calls, checkpoint, compile, memory, waits  # noqa: A004 - what it is called
+    from otel_ml.instrument.jax import calls, checkpoint, compile, memory, numbering, waits  # noqa: A004 - what it is called
 
     runtime.framework("jax", str(jax.__version__))
+    profiling.tracers["jax"] = (
+        lambda folder: jax.profiler.start_trace(str(folder)),
+        lambda _begun, _folder: jax.profiler.stop_trace(),
+    )
     found = calls.Calls(jax, waits.reader(jax))
     checkpoints = checkpoint.Checkpoints(jax)
     _state["checkpoints"] = checkpoints
     listeners = compile.Listeners(jax, *checkpoints.listeners())
     for label, install in (
-        ("calls", lambda: found.install_hook(_patches)),
+        ("calls", lambda: _hook_calls(jax, found)),
         ("misses", lambda: found.install(_patches)),
         ("ahead of time", lambda: found.install_ahead(_patches)),
         ("op by op", lambda: found.install_derivatives(_patches)),
+        ("step numbers", lambda: numbering.install(jax, _patches)),
         ("compilations", lambda: listeners.install(_patches)),
         ("waits", lambda: waits.install(jax, _patches)),
     ):

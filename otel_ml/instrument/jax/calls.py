@@ -14,6 +14,8 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from wrapt import ObjectProxy
+
 from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import optimizers, recorders, roots
@@ -50,6 +52,7 @@ class _Miss(threading.local):
     """What this thread is compiling, if anything: the compile listener asks."""
 
     start: int | None = None
+    told = False  # of the call that goes on
     name: str | None = None
     reason: Reason | None = None
     jit_info: Any = None
@@ -103,6 +106,8 @@ class Function:
                     recorder.candidate()
             else:
                 recorder.turn(self.number)
+                if runtime.profiler is not None:
+                    runtime.profiler.turned("jax", recorder.number)
             if self.picks and (end - self.kept >= _KEEP_EVERY_NS or self.calls <= _KEEP_FIRST):
                 self.kept = end
                 recorder.defers = True
@@ -270,6 +275,7 @@ class Calls:
                 miss.start = miss.reason = miss.name = None
             if function is not None:
                 try:
+                    miss.told = True
                     function.called(recorders.mine(), start, now(), args, kwargs, result[0])
                     if result[5] is not None and function.flops is None:
                         self.executables.append((function, result[5]))
@@ -281,6 +287,19 @@ class Calls:
         patches.set(pjit, "jit_trace", jit_trace)
         patches.set(pjit, "_infer_params", _infer_params)
         patches.set(pjit, "_run_python_pjit", _run_python_pjit)
+
+    def install_proxy(self, patches: Patches) -> None:
+        """The way out where JAX has no such hook: what `jax.jit` returns from now on is wrapped."""
+        original = self.jax.jit
+
+        @functools.wraps(original)
+        def jit(*args: Any, **kwargs: Any) -> Any:
+            made = original(*args, **kwargs)
+            if hasattr(made, "lower"):
+                return Proxy(made, self)
+            return lambda fun: Proxy(made(fun), self)
+
+        patches.set(self.jax, "jit", jit)
 
     def install_ahead(self, patches: Patches) -> None:
         """See to functions that were lowered and compiled by hand: those have a call of their own."""
@@ -388,6 +407,25 @@ class Calls:
         state.set_global(beside(state.get_global()))
         if state.get_local() is None:  # JAX itself leaves that behind, and it hides the global one
             state.set_local(ours)
+
+
+class Proxy(ObjectProxy):  # type: ignore[type-arg]
+    """Around one jitted function, where JAX has no hook of its own: its type and repr are another's then."""
+
+    def __init__(self, jitted: Any, calls: Calls) -> None:
+        super().__init__(jitted)
+        self._self_calls = calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        miss.told = False
+        out = self.__wrapped__(*args, **kwargs)
+        calls = self._self_calls
+        if not miss.told and calls.jax._src.core.trace_state_clean():
+            calls.hook(self.__wrapped__, args, kwargs, out)
+        return out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__wrapped__.__reduce_ex__(protocol)
 
 
 class _Unseen(dict[int, None]):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 from wrapt import register_post_import_hook
 from wrapt.importer import ImportHookFinder  # type: ignore[import-untyped]
 
-from otel_ml.core import runtime
+from otel_ml.core import profiling, runtime
 from otel_ml.core.context import Registry
 from otel_ml.core.recorder import Recorder, Recorders
 from otel_ml.errors import guard, swallow
 from otel_ml.instrument.patching import Patches
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["TorchInstrumentor", "report"]
 
@@ -78,6 +81,7 @@ def _hook(torch: Any) -> None:
     hidden.hide(vars(ImportHookFinder)["find_spec"])  # runs at every import, also in what is compiled
     roots = modules.Roots(torch, _patches)
     runtime.framework("torch", str(torch.__version__))
+    profiling.tracers["torch"] = (_begin_profile, _end_profile)
     for label, install in (
         ("root forward", roots.install),
         ("backward", lambda: autograd.install(torch, _patches)),
@@ -88,6 +92,18 @@ def _hook(torch: Any) -> None:
         ("checkpoint", lambda: checkpoint.install(torch, _patches)),
     ):
         _patches.attempt(label, install)
+
+
+def _begin_profile(_folder: Path) -> Any:
+    torch = sys.modules["torch"]
+    profile = torch.profiler.profile()
+    profile.start()
+    return profile
+
+
+def _end_profile(begun: Any, folder: Path) -> None:
+    begun.stop()
+    begun.export_chrome_trace(str(folder / "trace.json"))
 
 
 def _methods(cls: type) -> list[FunctionType]:

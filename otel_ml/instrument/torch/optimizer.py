@@ -72,6 +72,8 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
                 swallow("reading the learning rate")
             recorder.turn(number)
             recorder.record(STEP, start, end, number, rate)
+            if runtime.profiler is not None:
+                runtime.profiler.turned("torch", recorder.number)
             return result
 
         return hide(step)

@@ -257,6 +257,23 @@ def test_two_that_train_in_turn() -> None:
     assert {"ml.step.loss.step", "ml.step.loss.other"} <= set(curve(seen)[-1])
 
 
+def test_numbered_by_the_program() -> None:
+    """A step has the number that the program's own annotation gives it, also after a checkpoint was restored."""
+    from opentelemetry import trace
+
+    train = jax.jit(step)
+    with capture() as seen:
+        params, tracer = weights(), trace.get_tracer("mine", tracer_provider=seen.tracer_provider)
+        for number in (100, 101, 102, 200):
+            with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                params, _ = train(params, X, Y)
+                with tracer.start_as_current_span("logging"):
+                    pass
+
+    assert [row["ml.step.number"] for row in curve(seen)] == [100, 101, 102, 200]
+    assert [s["attributes"]["ml.step.number"] for s in seen.spans if s["name"] == "logging"] == [100, 101, 102, 200]
+
+
 # --- what is no step ----------------------------------------------------------------------
 
 
@@ -386,6 +403,27 @@ def test_debug_nans() -> None:
         train(X)
 
     assert counts(seen)["inference"] == 5
+
+
+def test_without_jaxs_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JAX without a hook after its calls has a proxy around jax.jit instead, and the report says so."""
+    from jax._src import api
+
+    from otel_ml.instrument.jax import report
+
+    monkeypatch.delattr(api, "_post_hook_state")
+    computed = []
+    with capture() as seen:
+        assert "proxy" in report()["calls"]
+        train, params = jax.jit(step), weights()
+        tuned = functools.partial(jax.jit, donate_argnums=0)(step)
+        for each in (train, train, train, tuned, tuned):
+            params, loss = each(params, X, Y)
+            computed.append(float(loss))
+        assert train.lower(params, X, Y).as_text()
+
+    assert counts(seen)["steps"] == 5
+    assert losses(seen) == computed
 
 
 # --- compilations -------------------------------------------------------------------------
