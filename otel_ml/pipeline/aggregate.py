@@ -179,13 +179,13 @@ class Aggregate:
         """Count an evaluation."""
         self._spent(evaluation.start, evaluation.end)
         self.totals.evaluations += 1
-        self.time["evaluation"] += evaluation.end - evaluation.start
+        self.time["evaluation"] += max(0, evaluation.end - evaluation.start - evaluation.compiling)
 
     def call(self, call: Call) -> None:
         """Count an inference."""
         self._spent(call.start, call.end)
         self.calls.add(call.end - call.start)
-        self.time["productive"] += call.end - call.start
+        self.time["productive"] += max(0, call.end - call.start - call.compiling)
         if call.samples is not None:
             self.totals.inference_samples = (self.totals.inference_samples or 0) + call.samples
 

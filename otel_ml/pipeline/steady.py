@@ -299,9 +299,9 @@ class _Columns:
             if name == LOSS:
                 block.losses[self.a(j)[0]] = column
             elif name == GRAD_NORM:
-                block.grad_norms = column
+                block.grad_norms = _over(block.grad_norms, column)
             else:
-                block.scalars[name] = column
+                block.scalars[name] = _over(block.scalars.get(name), column)
 
     def _sizes(self, block: Block, j: int) -> bool:
         """Samples and tokens of a compiled function's calls; False where some tell and others do not."""
@@ -331,3 +331,10 @@ class _Columns:
             if words[0]:
                 block.tokens = words if block.tokens is None else list(map(add, block.tokens, words))
         return True
+
+
+def _over(known: list[float | None] | None, later: list[float | None]) -> list[float | None]:
+    """What came later in each step, else what came before."""
+    if known is None:
+        return later
+    return [old if new is None else new for old, new in zip(known, later, strict=True)]

@@ -64,6 +64,7 @@ _CALLS = frozenset({r.FORWARD, r.FORWARD_NOGRAD, r.DEVICE_CALL})
 _WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.DEVICE_GRAD, r.DEVICE_CALL}) | _TURNS
 _NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP, r.DEVICE_WAIT})
 LOSS, GRAD_NORM = "loss", "grad_norm"  # the scalars that have a place of their own
+_NEVER = 1 << 62
 _TOKENS_SHIFT = 32
 _UNTRAINED = 16  # forwards with grad that wait for a first backward
 _PENDING = 256  # events without a turn, at which evaluations among them are looked for
@@ -128,6 +129,7 @@ class Evaluation:
     calls: int
     next_step: int
     functions: set[int] = field(default_factory=set)  # compiled ones that were called
+    compiling: int = 0  # nanoseconds of it that went into compilations
 
 
 class Call(NamedTuple):
@@ -137,6 +139,7 @@ class Call(NamedTuple):
     end: int
     root: int
     samples: int | None
+    compiling: int = 0  # nanoseconds of it that went into compilations
 
 
 Output = Step | Evaluation | Call | Rare
@@ -222,7 +225,7 @@ class Tracker:
 
     def finish(self, *, failed: bool = False) -> None:
         """The thread's or the program's end: close what is open at its last event."""
-        self._settle(self.last_end + 1, opens=False)
+        self._settle(_NEVER, opens=False)
         if self._turned():
             # What has taken its turn is done; what follows is the next step, or was none.
             at = self.candidate if self.candidate is not None else len(self.items)
@@ -283,7 +286,7 @@ class Tracker:
 
     def _forward_nograd(self, item: Item) -> None:
         if not self.trains:
-            self.out.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None))
+            self.out.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None, _compiling(item)))
             return
         if self._turned():
             self._close_at(item.start, len(self.items))
@@ -296,7 +299,7 @@ class Tracker:
     def _device_call(self, item: Item) -> None:
         """A call of a compiled function that does not train."""
         if not self.trains:
-            self._early.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None))
+            self._early.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None, _compiling(item)))
             if len(self._early) > _UNTRAINED:
                 self.out.append(self._early.pop(0))
             return
@@ -361,6 +364,8 @@ class Tracker:
             self.out.append(Rare(item.code, item.start, item.end, item.a, self.number if of_step else None))
             if of_step and not within:
                 self.items.append(item)
+            elif self._aside is not None and not within:
+                self._aside.compiling += item.end - item.start
         return tuple(i for i in loose if i.start >= start)
 
     def _forget(self, inside: tuple[Item, ...]) -> None:
@@ -389,6 +394,7 @@ class Tracker:
             known.end = items[-1].end
             known.calls += calls
         known.functions.update(i.a for i in items if i.code == r.DEVICE_CALL)
+        known.compiling += sum(map(_compiling, items))
 
     def _flush_evaluation(self, *, last: bool = False) -> None:
         aside, self._aside = self._aside, None
@@ -570,6 +576,11 @@ def _count(step: Step, items: list[Item], roots: int) -> None:
 def framework_of(codes: Iterable[int]) -> str:
     """Whose step it is."""
     return "torch" if (DEVICE_TURNS | DEVICE_LEARNS).isdisjoint(codes) else "jax"
+
+
+def _compiling(item: Item) -> int:
+    """Nanoseconds of compilations inside an event."""
+    return sum(i.end - i.start if i.code == r.COMPILE else _compiling(i) for i in item.inside)
 
 
 def unpack(packed: int) -> tuple[int, int]:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from otel_ml.core import recorder as r
+from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
 from otel_ml.pipeline.steady import Block, Steady
 from otel_ml.pipeline.steps import Step, Tracker
 
-LOOPS = {
+LOOPS: dict[str, list[tuple[int, Any]]] = {
     "plain": [(r.ZERO_GRAD, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0)],
     "loader": [(r.FETCH, 0), (r.ZERO_GRAD, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.CLIP, 0), (r.STEP, 0)],
     "zero last": [(r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0), (r.ZERO_GRAD, 0)],
@@ -27,11 +28,14 @@ LOOPS = {
     "zero between": [
         (r.FETCH, 0), (r.FORWARD, 0), (r.ZERO_GRAD, 0), (r.BACKWARD, 0), (r.OPTIMIZER_WORK, 0), (r.STEP, 0),
     ],
+    "compiled": [(r.DEVICE_TRAIN, 0)],
+    "compiled loader": [(r.FETCH, 0), (r.DEVICE_TRAIN, 0), (r.DEVICE_WAIT, None)],
+    "compiled gan": [(r.DEVICE_TRAIN, 0), (r.DEVICE_WAIT, None), (r.DEVICE_TRAIN, 1)],
     "forward after": [(r.FETCH, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0), (r.FORWARD, 0)],
 }  # fmt: skip
 
 
-def events(loop: list[tuple[int, int]], rounds: int, seed: int) -> list[Any]:
+def events(loop: list[tuple[int, Any]], rounds: int, seed: int) -> list[Any]:
     """A loop's flat events with random times and values, and now and then something unusual."""
     chance = random.Random(seed)
     flat: list[Any] = [r.BUILD, 0, 0, 0, None, r.BUILD, 0, 0, 1, None]
@@ -48,6 +52,8 @@ def events(loop: list[tuple[int, int]], rounds: int, seed: int) -> list[Any]:
                 a, b = chance.randint(1, 9), chance.choice((-1, 5)) if seed % 3 == 0 else -1
             elif code == r.FORWARD:
                 b = 4 | (8 << 32)
+            elif code == r.DEVICE_TRAIN:
+                b = 8 if chance.random() < 0.5 else Values(8, {"loss": chance.random(), "accuracy": 0.5})
             elif code == r.STEP:
                 b = 0.1 / (turn + 1)
             flat.extend((code, start, clock, a, b))
@@ -106,7 +112,9 @@ def check_columns(block: Block) -> None:
     for n in range(len(block)):
         step = block.step(n)
         assert {k: v[n] for k, v in block.phases.items()} == step.phases
-        assert {k: v[n] for k, v in block.losses.items()} == step.losses
+        assert {k: v[n] for k, v in block.losses.items() if v[n] is not None} == step.losses
+        assert {k: v[n] for k, v in block.scalars.items() if v[n] is not None} == step.scalars
+        assert block.framework == step.framework
         assert {k: v[n] for k, v in block.learning_rates.items()} == step.learning_rates
         assert (block.durations[n], block.micro_batches) == (step.duration, step.micro_batches)
         assert (block.grad_norms[n] if block.grad_norms else None) == step.grad_norm

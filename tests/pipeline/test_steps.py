@@ -9,17 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_ml.core import recorder as r
+from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import Recorder
-from otel_ml.pipeline.steps import Call, Evaluation, Step, Tracker
+from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step, Tracker
 
 CODES = {
     "fetch": r.FETCH, "end": r.FETCH_END, "forward": r.FORWARD, "quiet": r.FORWARD_NOGRAD, "backward": r.BACKWARD,
     "zero": r.ZERO_GRAD, "step": r.STEP, "scaler": r.SCALER, "clip": r.CLIP, "work": r.OPTIMIZER_WORK, "build": r.BUILD,
-    "compile": r.COMPILE, "checkpoint": r.CHECKPOINT,
+    "compile": r.COMPILE, "checkpoint": r.CHECKPOINT, "train": r.DEVICE_TRAIN, "grad": r.DEVICE_GRAD,
+    "update": r.DEVICE_UPDATE, "call": r.DEVICE_CALL, "wait": r.DEVICE_WAIT,
 }  # fmt: skip
 DEFAULTS: dict[str, tuple[Any, Any]] = {
     "fetch": (4, -1), "forward": (0, 4), "quiet": (0, 4), "backward": (1.0, None), "zero": (0, None), "step": (0, 0.1),
-    "scaler": (0, 2.0), "clip": (0.5, None), "build": (0, None),
+    "scaler": (0, 2.0), "clip": (0.5, None), "build": (0, None), "train": (0, Values(8, {"loss": 1.0, "accuracy": 0.5})),
+    "grad": (0, Values(8, {"loss": 1.0})), "update": (1, None), "call": (0, 8),
 }  # fmt: skip
 
 
@@ -345,6 +348,114 @@ def test_compile_inside_forward() -> None:
     assert found[0].compiled is True
 
 
+def test_compile_in_whatever_contains_it() -> None:
+    """A compilation is inside the event that ends next; one that nothing contains is of the step that is open."""
+    tracker = Tracker()
+    compiled = {"function": "f", "reason": None}
+    for code, start, end, a in (
+        (r.COMPILE, 2, 8, compiled), (r.DEVICE_TRAIN, 1, 10, 0), (r.COMPILE, 12, 20, compiled),
+        (r.DEVICE_CALL, 11, 22, 3), (r.DEVICE_TRAIN, 23, 30, 0), (r.COMPILE, 31, 35, compiled),
+    ):  # fmt: skip
+        tracker.feed(code, start, end, a, None)
+    tracker.finish()
+
+    rare = [one.step for one in tracker.out if isinstance(one, Rare)]
+    assert rare == [0, None, 1]
+    steps = [one for one in tracker.out if isinstance(one, Step)]
+    assert [s.phases for s in steps] == [
+        {"host": 3, "compile": 6, "residual": 1}, {"host": 7, "compile": 4, "residual": 1},
+    ]  # fmt: skip
+    (evaluation,) = (one for one in tracker.out if isinstance(one, Evaluation))
+    assert (evaluation.start, evaluation.end, evaluation.compiling) == (11, 22, 8)
+
+
+def test_compiled_loop() -> None:
+    """A compiled function's call is the turn; what is waited for after it is of its step; a batch fetched closes it."""
+    found = track("""
+        fetch 0 10
+        train 11 20
+        wait 22 30
+        fetch 35 40
+        train 41 50
+        train 51 60
+        wait 61 65
+        train 66 70
+    """)
+
+    assert shape(found) == [(0, 0, 35, "ok"), (1, 35, 51, "ok"), (2, 51, 66, "ok"), (3, 66, 70, "ok")]
+    first = found[0]
+    assert first.phases == {"data_wait": 10, "host": 9, "wait": 8, "residual": 8}
+    assert (first.losses, first.scalars, first.samples, first.framework) == ({0: 1.0}, {"accuracy": 0.5}, 4, "jax")
+    assert found[2].samples == 8
+
+
+def test_compiled_gradients() -> None:
+    """Gradients that are compiled alone are micro-batches of the update that takes them in, once it is known."""
+    found = track("""
+        grad 0 10
+        update 11 20
+        grad 21 30
+        grad 31 40
+        update 41 50
+        grad 51 60
+        update 61 70
+    """)
+
+    assert [(s.number, s.start, s.end, s.micro_batches, s.losses) for s in found] == [
+        (0, 0, 21, 1, {1: 1.0}), (1, 21, 51, 2, {1: 2.0}), (2, 51, 70, 1, {1: 1.0}),
+    ]  # fmt: skip
+
+
+def test_compiled_gradients_without_an_update() -> None:
+    """Where the weights are updated in Python, a step is one call that yields gradients."""
+    found = track("""
+        grad 0 10
+        wait 11 12
+        grad 21 30
+        grad 41 50
+    """)
+
+    assert shape(found) == [(0, 0, 21, "ok"), (1, 21, 41, "ok"), (2, 41, 50, "ok")]
+
+
+def test_calls_between_compiled_steps() -> None:
+    """What is called between steps now and then is an evaluation; what sets the training up is nothing."""
+    found = track("""
+        call 0 5
+        train 6 10
+        train 11 20
+        call 21 30
+        wait 31 35
+        call 36 40
+        train 41 50
+        train 51 60
+        call 61 70
+        train 71 80
+        train 81 90
+    """)
+
+    steps = [one for one in found if isinstance(one, Step)]
+    assert [(s.start, s.end) for s in steps] == [(6, 11), (11, 21), (41, 51), (51, 61), (71, 81), (81, 90)]
+    evaluations = [one for one in found if isinstance(one, Evaluation)]
+    assert [(e.start, e.end, e.calls, e.next_step) for e in evaluations] == [(21, 40, 2, 2), (61, 70, 1, 4)]
+
+
+def test_call_before_every_compiled_step() -> None:
+    """What is called before every step is a part of the step."""
+    found = track("""
+        call 0 5
+        train 6 10
+        call 11 20
+        train 21 30
+        call 31 40
+        train 41 50
+        call 51 60
+        train 61 70
+    """)
+
+    assert shape(found) == [(0, 6, 11, "ok"), (1, 21, 31, "ok"), (2, 31, 51, "ok"), (3, 51, 70, "ok")]
+
+
 def test_failure() -> None:
     """A program that dies inside a step leaves it failed; one that had its turn is done."""
     table = """
@@ -402,6 +513,10 @@ ROUNDS = {
     "loader": ["fetch", "zero 0", "forward", "backward", "step 0"],
     "loader gan": ["fetch", "zero 0", "forward", "backward", "step 0", "zero 1", "forward", "backward", "step 1"],
     "accumulation": ["fetch", "forward", "backward", "fetch", "forward", "backward", "step 0"],
+    # Without a loader, where a compiled call began is not known: what comes between two is online the first one's.
+    "compiled loader": ["fetch", "train 0"],
+    "compiled apart": ["grad", "update 1"],
+    "compiled loader gan": ["fetch", "train 0", "train 1"],
     "three": ["forward", "backward", "step 0", "forward", "backward", "step 1", "forward", "backward", "step 2"],
 }
 
@@ -420,11 +535,11 @@ def test_online_counter_agrees(kind: str) -> None:
             optimizer = int(which or 0)
             if name == "fetch":
                 recorder.fetching()
-            elif name != "step":
+            elif name not in ("step", "train", "update"):
                 recorder.candidate()
             if turn >= 2:
                 seen.append((clock, recorder.number, turn))
-            if name == "step":
+            if name in ("step", "train", "update"):
                 recorder.turn(optimizer)
             a, b = DEFAULTS.get(name, (None, None))
             tracker.feed(CODES[name], clock, clock + 1, optimizer if which else a, b)
