@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
@@ -69,6 +70,14 @@ def _orbax_imported(orbax: Any) -> None:
             _patches.attempt("orbax", lambda: checkpoints.install(orbax, _patches))
 
 
+def _hide_frames(src: Any) -> None:
+    """Our frames are none of the user's: neither in the locations of what is compiled nor in tracebacks; kept for good."""
+    folder = str(Path(__file__).parent)
+    for known in (src.source_info_util, src.traceback_util):
+        if folder not in known._exclude_paths:
+            known.register_exclusion(folder)
+
+
 def _hook_calls(jax: Any, found: Calls) -> None:
     if hasattr(jax._src.api, "_post_hook_state"):
         found.install_hook(_patches)
@@ -85,6 +94,7 @@ def _hook(jax: Any) -> None:
         lambda folder: jax.profiler.start_trace(str(folder)),
         lambda _begun, _folder: jax.profiler.stop_trace(),
     )
+    _patches.attempt("frames", lambda: _hide_frames(jax._src))
     found = calls.Calls(jax, waits.reader(jax))
     checkpoints = checkpoint.Checkpoints(jax)
     _state["checkpoints"] = checkpoints
