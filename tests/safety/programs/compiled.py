@@ -140,7 +140,14 @@ def spellings():
         return x + len(mode)
 
     m = Model()
-    functions = [m.method, Model.static, jax.jit(m), jax.jit(functools.partial(jnp.add, 1.0)), named, jax.jit(lambda x: x)]
+    functions = [
+        m.method,
+        Model.static,
+        jax.jit(m),
+        jax.jit(functools.partial(jnp.add, 1.0)),
+        named,
+        jax.jit(lambda x: x),
+    ]
     return [(bits(f(X)), bits(f(X)), bits(f(X[:2]))) for f in functions], bits(named(X, mode="bb"))
 
 

@@ -1,0 +1,60 @@
+"""However a JAX program ends, it ends as it would have, and what it did is on disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from tests.e2e.launching import LAUNCHERS, RUN, recorded, step_records, totals
+from tests.faults.processes import Process, run, side_by_side, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.e2e.launching import Outcome
+
+
+def test_leaving_while_the_device_computes(tmp_path: Path) -> None:
+    """A program that ends while its device still computes ends well; what was not ready in time is absent."""
+
+    def work(launcher: str) -> Outcome:
+        return run(LAUNCHERS[launcher], "compiled.py", "busy", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / launcher))
+
+    outcomes = side_by_side(work, LAUNCHERS)
+
+    assert {o.code for o in outcomes.values()} == {0}
+    for launcher in LAUNCHERS:
+        said = totals(tmp_path / launcher)
+        assert (said.outcome, said.steps, said.errors) == ("finished", 3, 0)
+
+
+def test_killed(tmp_path: Path) -> None:
+    """SIGKILL costs at most the last second, losses included."""
+    runs = tmp_path / "runs"
+    with Process(RUN, "compiled.py", "endless", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+        pid = int(program.until("READY")[0])
+        wait_until(runs, steps=200)
+        os.kill(pid, signal.SIGKILL)
+        outcome = program.end()
+
+    made = [line.split()[1:] for line in outcome.stdout.splitlines() if line.startswith("step ")]
+    died = int(made[-1][2])
+    sure = [float(loss) for _, loss, at in made if int(at) < died - 1_000_000_000]
+    rows = step_records(runs)
+    assert outcome.code == -signal.SIGKILL
+    assert len(sure) <= len(rows) <= len(made)
+    assert [row["ml.training.loss"] for row in rows[: len(sure)]] == sure
+
+
+def test_raising(tmp_path: Path) -> None:
+    """An exception ends the run as it ends the program, and is told with its step."""
+    runs = tmp_path / "runs"
+    outcome = run(RUN, "compiled.py", "raising", cwd=tmp_path, OTEL_ML_DIR=str(runs))
+
+    assert outcome.code == 1
+    assert "ValueError: enough" in outcome.stderr
+    said = totals(runs)
+    assert (said.outcome, said.steps + said.steps_failed, said.error) == ("failed", 2, "ValueError: enough")
+    (told,) = recorded(runs).logs(event="ml.exception")
+    assert told.attributes["ml.step.number"] == 1
