@@ -1,7 +1,6 @@
-"""Train by hand in JAX alone: a jitted step that donates its weights, stochastic gradient descent, real text.
+"""Train by hand in JAX alone, on the text behind `help("if")`: a jitted step that donates its weights.
 
-    pip install jax
-    python examples/jax_plain.py
+Run it as it is: `python examples/jax_plain.py`. It needs nothing but JAX.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from flax import nnx
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+Array = jax.Array | np.ndarray
 Batch = tuple[np.ndarray, np.ndarray]
 
 
@@ -36,24 +37,24 @@ class Predictor(nnx.Module):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, vocabulary, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = self.embed(x).reshape(x.shape[0], -1)
+    def __call__(self, x: Array) -> jax.Array:
+        hidden = self.embed(jnp.asarray(x)).reshape(x.shape[0], -1)
         return self.head(nnx.gelu(self.norm(self.mix(hidden))))
 
 
-def loss_of(model: Predictor, x: jax.Array, y: jax.Array) -> jax.Array:
+def loss_of(model: Predictor, x: Array, y: Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
 
 
 @nnx.jit
-def train(model: Predictor, optimizer: nnx.Optimizer[Predictor], x: jax.Array, y: jax.Array) -> jax.Array:
+def train(model: Predictor, optimizer: nnx.Optimizer[Predictor], x: Array, y: Array) -> jax.Array:
     loss, gradients = nnx.value_and_grad(loss_of)(model, x, y)
     optimizer.update(model, gradients)
     return loss
 
 
 @nnx.jit
-def evaluate(model: Predictor, x: jax.Array, y: jax.Array) -> jax.Array:
+def evaluate(model: Predictor, x: Array, y: Array) -> jax.Array:
     return loss_of(model, x, y)
 
 
@@ -94,7 +95,7 @@ def main() -> None:
             if number % 100 == 0:
                 losses.append(float(loss))
         parts = [slice(n, n + 4096) for n in range(0, len(test_x) - 4096, 4096)]
-        test = np.mean([float(evaluate(model, jnp.asarray(test_x[p]), jnp.asarray(test_y[p]))) for p in parts])
+        test = np.mean([float(evaluate(model, test_x[p], test_y[p])) for p in parts])
         print(f"epoch {epoch + 1}: loss {np.mean(losses[-5:]):.3f}, held out {test / math.log(2):.3f} bits a character")
 
 

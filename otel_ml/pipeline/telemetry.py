@@ -245,10 +245,11 @@ class Telemetry:
             function = payload["function"]
             framework = {names.FRAMEWORK_NAME: "jax" if "stages" in payload else "torch"}
             about: dict[str, Any] = {names.FUNCTION_NAME: function}
+            tags = {**framework, names.FUNCTION_NAME: self._bounded(function)}
             for stage, took in payload.get("stages", {}).items():
-                self.instruments.observe(names.COMPILE_DURATION, [took], {**framework, names.COMPILE_STAGE: stage})
+                self.instruments.observe(names.COMPILE_DURATION, [took], {**tags, names.COMPILE_STAGE: stage})
             if "stages" not in payload:
-                self.instruments.observe(names.COMPILE_DURATION, [seconds], framework)
+                self.instruments.observe(names.COMPILE_DURATION, [seconds], tags)
             if payload.get("cache") is not None:
                 about[names.CACHE_RESULT] = payload["cache"]
                 self.instruments.add(names.CACHE_REQUESTS, 1, {names.CACHE_RESULT: payload["cache"]})
@@ -256,10 +257,7 @@ class Telemetry:
                 about[names.COMPILE_SAVED_S] = payload["saved"]
             self.spans.rare(rare, names.SPAN_COMPILE, about)
             if payload["reason"] is not None:
-                if function not in self._functions and len(self._functions) >= _FUNCTIONS:
-                    function = "other"
-                self._functions.add(function)
-                why = {names.FUNCTION_NAME: function, names.COMPILE_REASON_KIND: payload["kind"]}
+                why = {names.FUNCTION_NAME: self._bounded(function), names.COMPILE_REASON_KIND: payload["kind"]}
                 self.instruments.add(names.RECOMPILES, 1, why)
                 self.records.event(
                     names.EVENT_RECOMPILED,
@@ -294,6 +292,13 @@ class Telemetry:
                 self.instruments.set(names.CHECKPOINT_TIMESTAMP, self.anchor.unix(rare.end) / 1e9, None)
             self.records.event(event, f"checkpoint {said}: {payload.get('path', 'a stream')}", details, rare.end)
 
+    def _bounded(self, function: str) -> str:
+        """A function's name as a metric may carry it."""
+        if function not in self._functions and len(self._functions) >= _FUNCTIONS:
+            return "other"
+        self._functions.add(function)
+        return function
+
     def _anomaly(self, found: tuple[str, str, str] | None, at: int) -> None:
         if found is None:
             return
@@ -324,8 +329,10 @@ class Telemetry:
                     instruments.set(names.MODEL_PARAMETERS, count, tags)
         for sample in runtime.samplers:
             with guard("a sample"):
-                for metric, value, attributes in sample():
-                    (instruments.add if metric.kind == "counter" else instruments.set)(metric, value, attributes)
+                for metric, value, about in sample():
+                    if about is not None and names.FUNCTION_NAME in about:
+                        about[names.FUNCTION_NAME] = self._bounded(about[names.FUNCTION_NAME])
+                    (instruments.add if metric.kind == "counter" else instruments.set)(metric, value, about)
         taken, dropped = recorders.counts()
         instruments.add(names.RECORD_COUNT, taken - self._told_records[0], None)
         instruments.add(names.RECORD_DROPPED, dropped - self._told_records[1], None)

@@ -21,8 +21,9 @@ CODES = {
 }  # fmt: skip
 DEFAULTS: dict[str, tuple[Any, Any]] = {
     "fetch": (4, -1), "forward": (0, 4), "quiet": (0, 4), "backward": (1.0, None), "zero": (0, None), "step": (0, 0.1),
-    "scaler": (0, 2.0), "clip": (0.5, None), "build": (0, None), "train": (0, Values(8, {"loss": 1.0, "accuracy": 0.5})),
-    "grad": (0, Values(8, {"loss": 1.0})), "update": (1, None), "call": (0, 8),
+    "scaler": (0, 2.0), "clip": (0.5, None), "build": (0, None),
+    "train": (0, Values(8, {"loss": 1.0, "accuracy": 0.5})), "grad": (0, Values(8, {"loss": 1.0})),
+    "update": (1, None), "call": (0, 8),
 }  # fmt: skip
 
 

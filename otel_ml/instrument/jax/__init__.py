@@ -71,7 +71,7 @@ def _orbax_imported(orbax: Any) -> None:
 
 
 def _hide_frames(src: Any) -> None:
-    """Our frames are none of the user's: neither in the locations of what is compiled nor in tracebacks; kept for good."""
+    """Our frames are none of the user's, in the locations of what is compiled and in tracebacks; kept for good."""
     folder = str(Path(__file__).parent)
     for known in (src.source_info_util, src.traceback_util):
         if folder not in known._exclude_paths:

@@ -66,8 +66,8 @@ class Function:
     """One function of the program's, in all its traced forms."""
 
     __slots__ = (
-        "__weakref__", "batch", "calls", "code", "flops", "kept", "last", "lasting", "name", "names", "number",
-        "packed", "picks", "seen", "value",
+        "__weakref__", "batch", "calls", "code", "flops", "kept", "last", "name", "names", "number",
+        "packed", "picks", "seen", "told", "value",
     )  # fmt: skip
 
     def __init__(self, name: str, value: Any) -> None:
@@ -80,11 +80,11 @@ class Function:
         self.packed = -1
         self.batch: Any = None  # how to reach the batch, once several sizes were seen
         self.calls = 0
+        self.told = 0  # of those, the drain's
         self.kept = 0
         self.flops: float | None = None
         self.seen: dict[int, Any] = {}  # jaxprs by id, weakly
         self.last: Signature | None = None
-        self.lasting: Any = None
 
     @property
     def learns(self) -> bool:
@@ -127,7 +127,7 @@ class Calls:
         self.jax = jax
         self.value = value
         self.known: Any = {}  # functions, or None, by the jitted object's id
-        self.functions: dict[int, Function | None] = {}  # by the id of the function that was jitted
+        self.functions: dict[int, Function] = {}  # by the id of the function that was jitted
         self.gradients: list[Any] = []
         self.executables: list[tuple[Function, Any]] = []  # whose cost is still to be asked for
         self.traced: deque[tuple[str, Any, Function]] = deque(maxlen=_AHEAD)  # ahead of time: name, out tree, function

@@ -61,7 +61,8 @@ class Leaves(Deferred):
             if array.is_deleted():
                 lost.count += 1
             elif array.is_ready():
-                scalars[name] = float(self.value(array).mean())
+                value = self.value(array)
+                scalars[name] = float(value if not value.ndim else value.mean())
         except RuntimeError:  # donated meanwhile
             lost.count += 1
         except Exception:  # noqa: BLE001 - the law: never break the program

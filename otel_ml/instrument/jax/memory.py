@@ -34,7 +34,6 @@ class Sampler:
         self.jax = jax
         self.calls = calls
         self._next = 0.0
-        self._told: dict[int, int] = {}  # calls of each function whose operations are counted
         self._since: float | None = None
 
     def __call__(self) -> Iterator[tuple[Metric, float, dict[str, Any] | None]]:
@@ -71,11 +70,13 @@ class Sampler:
 
     def _operations(self) -> Iterator[tuple[Metric, float, dict[str, Any] | None]]:
         total = 0.0
-        for key, function in list(self.calls.functions.items()):
-            if function is None or not function.flops or not function.learns:
-                continue
-            total += (function.calls - self._told.get(key, 0)) * function.flops
-            self._told[key] = function.calls
+        for function in list(self.calls.functions.values()):
+            calls = function.calls
+            more, function.told = calls - function.told, calls
+            if more:
+                yield names.FUNCTION_CALLS, more, {names.FUNCTION_NAME: function.name}
+            if function.learns and function.flops:
+                total += more * function.flops
         if total <= 0:
             return
         yield names.TRAINING_FLOPS, total, None

@@ -23,8 +23,14 @@ local = recorders.local
 
 def reader(jax: Any) -> Any:
     """How to read an array's value as NumPy without its being noted as the program's."""
-    value = vars(jax._src.array.ArrayImpl)["_value"]
-    return getattr(value, "fget", None) or value.__get__
+    value = vars(jax._src.array.ArrayImpl)["_value"].fget
+    allowed = jax.transfer_guard_device_to_host
+
+    def read(array: Any) -> Any:
+        with allowed("allow"):  # what the program forbids itself is not said of us
+            return value(array)
+
+    return read
 
 
 def install(jax: Any, patches: Patches) -> None:

@@ -43,22 +43,8 @@ def _fresh() -> None:
     jax.clear_caches()  # type: ignore[no-untyped-call]
 
 
-def curve(seen: Captured) -> list[dict[str, Any]]:
-    """The step records, a row a step."""
-    rows = []
-    for log in seen.logs:
-        if log["event_name"] == "ml.step":
-            rows.append(log["attributes"])
-        elif log["event_name"] == "ml.steps":
-            columns = {k: v for k, v in log["attributes"].items() if isinstance(v, list)}
-            rows += [
-                {k: v[n] for k, v in columns.items() if v[n] is not None} for n in range(len(columns["ml.step.number"]))
-            ]
-    return rows
-
-
 def losses(seen: Captured) -> list[Any]:
-    return [row.get("ml.training.loss") for row in curve(seen)]
+    return [row.get("ml.training.loss") for row in seen.steps()]
 
 
 def counts(seen: Captured) -> dict[str, Any]:
@@ -155,7 +141,7 @@ def test_one_call_is_one_step(way: Callable[[], Callable[..., Any]]) -> None:
 
     assert counts(seen) == {"steps": 12, "samples": 96, "micro_batches": 12}
     assert losses(seen) == computed
-    assert [row["ml.step.number"] for row in curve(seen)] == list(range(12))
+    assert [row["ml.step.number"] for row in seen.steps()] == list(range(12))
 
 
 def test_jitted_before() -> None:
@@ -254,7 +240,7 @@ def test_two_that_train_in_turn() -> None:
             b, _ = second(b, X, Y)
 
     assert counts(seen) == {"steps": 6, "samples": 96, "micro_batches": 12}
-    assert {"ml.step.loss.step", "ml.step.loss.other"} <= set(curve(seen)[-1])
+    assert {"ml.step.loss.step", "ml.step.loss.other"} <= set(seen.steps()[-1])
 
 
 def test_numbered_by_the_program() -> None:
@@ -270,7 +256,7 @@ def test_numbered_by_the_program() -> None:
                 with tracer.start_as_current_span("logging"):
                     pass
 
-    assert [row["ml.step.number"] for row in curve(seen)] == [100, 101, 102, 200]
+    assert [row["ml.step.number"] for row in seen.steps()] == [100, 101, 102, 200]
     assert [s["attributes"]["ml.step.number"] for s in seen.spans if s["name"] == "logging"] == [100, 101, 102, 200]
 
 
@@ -426,6 +412,52 @@ def test_without_jaxs_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses(seen) == computed
 
 
+def test_guarded_transfers() -> None:
+    """A program that forbids all transfers has its losses recorded all the same, and no error of ours."""
+    train, params = jax.jit(step), weights()
+    x, y = jax.device_put(X), jax.device_put(Y)
+    jax.config.update("jax_transfer_guard", "disallow")  # type: ignore[no-untyped-call]
+    try:
+        with capture() as seen:
+            for _ in range(3):
+                params, loss = train(params, x, y)
+    finally:
+        jax.config.update("jax_transfer_guard", "allow")  # type: ignore[no-untyped-call]
+
+    assert counts(seen) == {"steps": 3, "samples": 24, "micro_batches": 3}
+    assert losses(seen)[-1] == float(loss)
+
+
+def test_cleared_listeners() -> None:
+    """Whoever clears all of JAX's listeners has ours cleared until the drain's next turn, and no longer."""
+    with capture() as seen:
+        train, params = jax.jit(step), weights()
+        for _ in range(3):
+            params, _ = train(params, X, Y)
+        jax.monitoring.clear_event_listeners()  # type: ignore[no-untyped-call]
+        seen.turn()
+        jax.jit(loss_of)(weights(), X, Y)
+
+    compiled = {p["attributes"]["code.function.name"] for p in seen.metrics if p["name"] == "ml.compile.duration"}
+    assert {"step", "loss_of"} <= compiled
+
+
+def test_calls_by_function() -> None:
+    """Every outermost call of a function of the program's is counted under its name, and none of a library's."""
+    train, evaluate = jax.jit(step), jax.jit(loss_of)
+    with capture() as seen:
+        params = weights()
+        for _ in range(7):
+            params, _ = train(params, X, Y)
+        for _ in range(3):
+            evaluate(params, X, Y)
+
+    found = {
+        p["attributes"]["code.function.name"]: p["value"] for p in seen.metrics if p["name"] == "ml.function.calls"
+    }
+    assert found == {"step": 7, "loss_of": 3}
+
+
 # --- compilations -------------------------------------------------------------------------
 
 
@@ -487,7 +519,7 @@ def test_phases() -> None:
             params, loss = train(params, X, Y)
             loss.block_until_ready()
 
-    rows = curve(seen)
+    rows = seen.steps()
     phases = [{k.rpartition(".")[2]: v for k, v in row.items() if k.startswith("ml.step.phase.")} for row in rows]
     assert set(phases[0]) == {"compile", "host", "wait", "residual"}
     assert all(set(p) == {"host", "wait", "residual"} for p in phases[1:])
@@ -514,7 +546,7 @@ def test_named_values() -> None:
         for _ in range(3):
             state, metrics = train(state, X, Y)
 
-    last = curve(seen)[-1]
+    last = seen.steps()[-1]
     assert {k: v for k, v in last.items() if k.startswith(("ml.training", "ml.step.scalar"))} == {
         "ml.training.loss": float(metrics["loss"]),
         "ml.training.grad_norm": float(metrics["grad_norm"]),

@@ -310,8 +310,10 @@ def errors():
 def reading():
     a = jax.jit(lambda x: x * 2)(X)
     return [
-        float(a[0, 0]), bool(a.sum() > 1e9), repr(a[0, :2]), a[0].tolist(), bits(jax.device_get(a)), bits(np.asarray(a)),
-        a[0, 0].item(), a.block_until_ready() is a, jax.block_until_ready({"a": a, "b": [a, 3]})["b"][1], format(a[0, 0], ".3f"),
+        float(a[0, 0]), bool(a.sum() > 1e9), repr(a[0, :2]), a[0].tolist(), bits(jax.device_get(a)),
+        bits(np.asarray(a)),
+        a[0, 0].item(), a.block_until_ready() is a, jax.block_until_ready({"a": a, "b": [a, 3]})["b"][1],
+        format(a[0, 0], ".3f"),
     ]  # fmt: skip
 
 
