@@ -148,13 +148,6 @@ class Recorder:
         except MemoryError:  # the program's to meet, where it asks for memory
             self.dropped += 1
 
-    def since(self) -> int:
-        """When the thread's last event ended, by our clock; 0 before its first."""
-        try:
-            return self.buffer[-3]  # type: ignore[no-any-return]
-        except IndexError:  # the drain has just taken it
-            return self.last
-
     def take(self) -> list[Any]:
         """Everything recorded since the last call, flat; called by the drain only."""
         buffer = self.buffer

@@ -25,6 +25,7 @@ from otel_ml.core.recorder import (
     DEVICE_GRAD,
     DEVICE_TRAIN,
     DEVICE_UPDATE,
+    DONE,
     OPEN,
 )
 from otel_ml.errors import guard, swallow
@@ -66,7 +67,7 @@ class Function:
     """One function of the program's, in all its traced forms."""
 
     __slots__ = (
-        "__weakref__", "batch", "calls", "code", "flops", "kept", "last", "name", "names", "number",
+        "__weakref__", "alone", "batch", "calls", "code", "flops", "kept", "last", "name", "names", "number",
         "packed", "picks", "seen", "told", "value",
     )  # fmt: skip
 
@@ -75,6 +76,7 @@ class Function:
         self.value = value  # reads an array, never noted as the program's own waiting
         self.code = DEVICE_CALL
         self.number = -1
+        self.alone: set[int] = set()
         self.names: tuple[str, ...] = ()
         self.picks: tuple[Any, ...] = ()
         self.packed = -1
@@ -99,20 +101,28 @@ class Function:
         if self.batch is not None:
             told = _rows(self.batch((args, kwargs)))
         if code == DEVICE_CALL:
-            recorder.edge()
+            if recorder.state or recorder.merged_from is not None:
+                recorder.edge()
         else:
             if code == DEVICE_GRAD:
                 if recorder.state != OPEN:
                     recorder.candidate()
             else:
-                recorder.turn(self.number)
+                if recorder.state == DONE and recorder.seen == self.alone:  # what turn() comes to in a plain loop
+                    recorder.number += 1
+                    recorder.merged_from = None
+                else:
+                    recorder.turn(self.number)
                 if runtime.profiler is not None:
                     runtime.profiler.turned("jax", recorder.number)
             if self.picks and (end - self.kept >= _KEEP_EVERY_NS or self.calls <= _KEEP_FIRST):
                 self.kept = end
                 recorder.defers = True
                 told = Leaves(told, self.names, [get(out) for get in self.picks], self.value)
-        recorder.record(code, start, end, self.number, told)
+        if len(recorder.buffer) < recorder.limit:
+            recorder.extend((code, start, end, self.number, told))
+        else:
+            recorder.dropped += 1
 
 
 def _rows(array: Any) -> int:
@@ -151,7 +161,11 @@ class Calls:
                 recorder = local.recorder
             except AttributeError:
                 recorder = recorders.mine()
-            function.called(recorder, (recorder.since() or end - 2) + 1, end, args, kwargs, out)
+            try:
+                start = recorder.buffer[-3]
+            except IndexError:  # the drain has just taken it
+                start = recorder.last or end - 2
+            function.called(recorder, start + 1, end, args, kwargs, out)
         except Exception:  # noqa: BLE001 - the law: never break the program
             swallow("a jitted call")
 
@@ -214,6 +228,7 @@ class Calls:
             return
         _trains()
         function.number = optimizers.number(inner, function.name)
+        function.alone = {function.number}
         optimizers.facts[function.number].update(function=function.name)
         if program.parameters is not None:
             model = roots.number(inner, function.name)
