@@ -57,13 +57,14 @@ def older(tmp_path: Path) -> str:
 
 
 def doctor(tmp_path: Path, **env: str) -> dict[str, tuple[str, str]]:
-    """What the doctor says of each hook: status and detail."""
+    """What the doctor says of each hook of torch: status and detail."""
     command = [str(BIN / "otel-ml"), "doctor", "--hooks", "--json"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment(**env), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     checks = json.loads(done.stdout)["checks"]
-    return {c["name"]: (c["status"], c["detail"]) for c in checks if c["section"] == "hooks"}
+    hooks = [c for c in checks if c["section"] == "hooks" and c["name"].startswith("torch: ")]
+    return {c["name"].removeprefix("torch: "): (c["status"], c["detail"]) for c in hooks}
 
 
 def test_hooks_that_torch_lacks(tmp_path: Path, older: str) -> None:

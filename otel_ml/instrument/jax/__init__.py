@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
-from wrapt import register_post_import_hook
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from otel_ml.core import profiling, runtime
-from otel_ml.errors import guard
-from otel_ml.instrument.patching import Patches
+from otel_ml.instrument.framework import FrameworkInstrumentor
 
 if TYPE_CHECKING:
     from otel_ml.instrument.jax.calls import Calls
+    from otel_ml.instrument.jax.checkpoint import Checkpoints
 
 __all__ = ["JaxInstrumentor", "report"]
 
-_patches = Patches()
-_state: dict[str, Any] = {"on": False, "registered": False}
+_checkpoints: dict[str, Checkpoints] = {}  # by "now": those of the hooks that are installed
 
 
 def report() -> dict[str, str]:
     """Each hook by name: "hooked", or "missing: why"."""
-    return dict(_patches.report)
-
-
-class JaxInstrumentor(BaseInstrumentor):  # type: ignore[misc]
-    """Records training steps, evaluations, inference, checkpoints and compilations of any JAX program."""
-
-    def instrumentation_dependencies(self) -> tuple[str, ...]:
-        """Checked by our own hooks: one distribution holds several frameworks."""
-        return ()
-
-    def _instrument(self, **_: Any) -> None:
-        if not runtime.enabled():
-            return
-        _state["on"] = True
-        if not _state["registered"]:
-            _state["registered"] = True
-            register_post_import_hook(_jax_imported, "jax")
-            register_post_import_hook(_orbax_imported, "orbax.checkpoint")
-        elif "jax" in sys.modules:
-            _jax_imported(sys.modules["jax"])
-            if "orbax.checkpoint" in sys.modules:
-                _orbax_imported(sys.modules["orbax.checkpoint"])
-
-    def _uninstrument(self, **_: Any) -> None:
-        _state["on"] = False
-        _patches.undo()
-
-
-def _jax_imported(jax: Any) -> None:
-    if not _state["on"] or _patches.report:
-        return
-    with guard("hooking jax"):
-        try:
-            _hook(jax)
-        except Exception as error:  # noqa: BLE001 - or it would come out of the program's `import jax`
-            _patches.failed("jax", error)
-
-
-def _orbax_imported(orbax: Any) -> None:
-    checkpoints = _state.get("checkpoints")
-    if _state["on"] and checkpoints is not None and "orbax" not in _patches.report:
-        with guard("hooking orbax"):
-            _patches.attempt("orbax", lambda: checkpoints.install(orbax, _patches))
+    return JaxInstrumentor.report()
 
 
 def _hide_frames(src: Any) -> None:
@@ -86,6 +39,10 @@ def _hook_calls(jax: Any, found: Calls) -> None:
         _patches.report["calls"] = "hooked by a proxy around jax.jit: this JAX has no hook after a call"
 
 
+def _hook_orbax(orbax: Any) -> None:
+    _patches.attempt("orbax", lambda: _checkpoints["now"].install(orbax, _patches))
+
+
 def _hook(jax: Any) -> None:
     from otel_ml.instrument.jax import calls, checkpoint, compile, memory, numbering, waits  # noqa: A004 - what it is called
 
@@ -96,8 +53,7 @@ def _hook(jax: Any) -> None:
     )
     _patches.attempt("frames", lambda: _hide_frames(jax._src))
     found = calls.Calls(jax, waits.reader(jax))
-    checkpoints = checkpoint.Checkpoints(jax)
-    _state["checkpoints"] = checkpoints
+    checkpoints = _checkpoints["now"] = checkpoint.Checkpoints(jax)
     listeners = compile.Listeners(jax, *checkpoints.listeners())
     for label, install in (
         ("calls", lambda: _hook_calls(jax, found)),
@@ -112,3 +68,12 @@ def _hook(jax: Any) -> None:
     for sampler in (memory.Sampler(jax, found), listeners):
         runtime.samplers.append(sampler)
         _patches.undo_with(functools.partial(runtime.samplers.remove, sampler))
+
+
+class JaxInstrumentor(FrameworkInstrumentor):
+    """Records training steps, evaluations, inference, checkpoints and compilations of any JAX program."""
+
+    awaited: ClassVar = {"jax": _hook, "orbax.checkpoint": _hook_orbax}
+
+
+_patches = JaxInstrumentor.patches

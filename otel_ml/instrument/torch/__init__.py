@@ -4,64 +4,25 @@ from __future__ import annotations
 
 import sys
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
-from wrapt import register_post_import_hook
 from wrapt.importer import ImportHookFinder  # type: ignore[import-untyped]
 
 from otel_ml.core import profiling, runtime
 from otel_ml.core.context import Registry
 from otel_ml.core.recorder import Recorder, Recorders
-from otel_ml.errors import guard, swallow
-from otel_ml.instrument.patching import Patches
+from otel_ml.errors import swallow
+from otel_ml.instrument.framework import FrameworkInstrumentor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["TorchInstrumentor", "report"]
 
-_patches = Patches()
-_state: dict[str, Any] = {"on": False, "registered": False}
-
 
 def report() -> dict[str, str]:
     """Each hook by name: "hooked", or "missing: why"."""
-    return dict(_patches.report)
-
-
-class TorchInstrumentor(BaseInstrumentor):  # type: ignore[misc]
-    """Records training steps, evaluations, inference, checkpoints and compilations of any torch program."""
-
-    def instrumentation_dependencies(self) -> tuple[str, ...]:
-        """Checked by our own hooks: one distribution holds several frameworks."""
-        return ()
-
-    def _instrument(self, **_: Any) -> None:
-        if not runtime.enabled():
-            return
-        _state["on"] = True
-        if not _state["registered"]:
-            _state["registered"] = True
-            register_post_import_hook(_torch_imported, "torch")
-            register_post_import_hook(_dynamo_imported, "torch._dynamo.utils")
-        elif "torch" in sys.modules:
-            _torch_imported(sys.modules["torch"])
-            if "torch._dynamo.utils" in sys.modules:
-                _dynamo_imported(sys.modules["torch._dynamo.utils"])
-
-    def _uninstrument(self, **_: Any) -> None:
-        _state["on"] = False
-        _patches.undo()
-
-
-def _torch_imported(torch: Any) -> None:
-    if not _state["on"] or "root forward" in _patches.report:
-        return
-    try:
-        _hook(torch)
-    except Exception as error:  # noqa: BLE001 - or it would come out of the program's `import torch`
-        _patches.failed("torch", error)
+    return TorchInstrumentor.report()
 
 
 def _hook(torch: Any) -> None:
@@ -110,10 +71,16 @@ def _methods(cls: type) -> list[FunctionType]:
     return [value for value in vars(cls).values() if isinstance(value, FunctionType)]
 
 
-def _dynamo_imported(utils: Any) -> None:
-    if not _state["on"] or "compile" in _patches.report:
-        return
-    with guard("hooking torch.compile"):
-        from otel_ml.instrument.torch import compile as compiling
+def _hook_dynamo(utils: Any) -> None:
+    from otel_ml.instrument.torch import compile as compiling
 
-        _patches.attempt("compile", lambda: compiling.install(utils, _patches))
+    _patches.attempt("compile", lambda: compiling.install(utils, _patches))
+
+
+class TorchInstrumentor(FrameworkInstrumentor):
+    """Records training steps, evaluations, inference, checkpoints and compilations of any torch program."""
+
+    awaited: ClassVar = {"torch": _hook, "torch._dynamo.utils": _hook_dynamo}
+
+
+_patches = TorchInstrumentor.patches
