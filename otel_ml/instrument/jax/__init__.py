@@ -43,6 +43,12 @@ def _hook_orbax(orbax: Any) -> None:
     _patches.attempt("orbax", lambda: _checkpoints["now"].install(orbax, _patches))
 
 
+def _hook_grain(grain: Any) -> None:
+    from otel_ml.instrument.jax import data
+
+    _patches.attempt("grain", lambda: data.install(grain, _patches))
+
+
 def _hook(jax: Any) -> None:
     from otel_ml.instrument.jax import calls, checkpoint, compile, memory, numbering, waits  # noqa: A004 - what it is called
 
@@ -73,7 +79,7 @@ def _hook(jax: Any) -> None:
 class JaxInstrumentor(FrameworkInstrumentor):
     """Records training steps, evaluations, inference, checkpoints and compilations of any JAX program."""
 
-    awaited: ClassVar = {"jax": _hook, "orbax.checkpoint": _hook_orbax}
+    awaited: ClassVar = {"jax": _hook, "orbax.checkpoint": _hook_orbax, "grain": _hook_grain}
 
 
 _patches = JaxInstrumentor.patches

@@ -34,11 +34,14 @@ from otel_ml.instrument.jax.programs import Program, read
 from otel_ml.instrument.jax.retrace import Reason, Signature, differences, signature
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_ml.instrument.patching import Patches
 
 __all__ = ["Calls", "Function", "bare", "miss"]
 
 _KEEP_EVERY_NS = 2_000_000  # between calls whose scalars are kept
+_VARIES = -1.0  # operations of a function that is called with batches of several sizes: not known of each call
 _AHEAD = 64  # functions traced ahead of time that wait to be compiled
 _KEEP_FIRST = 64  # calls whose scalars are kept however fast they come
 # Whose jitted functions are not the program's own: by the top level of where they are defined.
@@ -57,6 +60,7 @@ class _Miss(threading.local):
     name: str | None = None
     reason: Reason | None = None
     jit_info: Any = None
+    ahead = False  # it is traced to be lowered by hand
     traced: Any = None
 
 
@@ -188,8 +192,11 @@ class Calls:
 
     # --- misses ----------------------------------------------------------------------
 
-    def meet(self, inner: Any, p: Any, signed: Signature | None) -> Function | None:
-        """Get to know a function by a traced form of it; None for a library's."""
+    def meet(self, inner: Any, p: Any, sign: Callable[[], Signature] | None) -> Function | None:
+        """Get to know a function by a traced form of it; None for a library's.
+
+        `sign` tells what a call that was traced just now was traced for.
+        """
         if _is_library(inner):
             return None
         with self._lock:
@@ -201,10 +208,10 @@ class Calls:
         if id(closed) not in function.seen:
             self._read(function, inner, p)
             function.seen[id(closed)] = _weakly(closed, functools.partial(function.seen.pop, id(closed), None))
-            if signed is not None:
-                if function.last is not None:
-                    miss.reason = differences(function.last, signed)
-                function.last = signed
+            if sign is not None:
+                before, function.last = function.last, sign()
+                if before is not None:
+                    miss.reason = differences(before, function.last)
         return function
 
     def _read(self, function: Function, inner: Any, p: Any) -> None:
@@ -217,6 +224,7 @@ class Calls:
             function.packed = program.packed
         elif program.packed != function.packed:
             function.packed, function.batch = -1, program.batch
+            function.flops = _VARIES
         function.picks = tuple(pick.get for pick in program.picks)
         function.names = tuple(pick.name for pick in program.picks)
 
@@ -257,17 +265,20 @@ class Calls:
             with guard("a jitted function"):
                 if not _is_library(fun):
                     miss.name = str(result[0].params["name"])
-                    miss.traced = fun, result[0]
+                    if miss.ahead:
+                        miss.traced = fun, result[0]
             return result
 
         trace = pjit.jit_trace
 
         @functools.wraps(trace)
         def jit_trace(jit_func: Any, *args: Any, **kwargs: Any) -> Any:
-            miss.traced = None
-            result = trace(jit_func, *args, **kwargs)
+            miss.ahead = True
+            try:
+                result = trace(jit_func, *args, **kwargs)
+            finally:
+                found, miss.traced, miss.start, miss.ahead = miss.traced, None, None, False
             with guard("a function traced ahead of time"):
-                found, miss.traced, miss.start = miss.traced, None, None
                 function = self.meet(found[0], found[1], None) if found is not None else None
                 if function is not None and found is not None:
                     self.traced.append((function.name, found[1].out_tree, function))
@@ -281,7 +292,7 @@ class Calls:
             function = None
             try:
                 if not _is_library(fun):
-                    function = self.meet(fun, p, signature(p, miss.jit_info, args, kwargs, context()))
+                    function = self.meet(fun, p, lambda: signature(p, miss.jit_info, args, kwargs, context()))
             except Exception:  # noqa: BLE001 - the law: never break the program
                 swallow("a jitted function")
             try:
@@ -357,7 +368,7 @@ class Calls:
         function = Function("op by op", self.value)
         function.code = DEVICE_GRAD
         function.names = ("loss",)
-        function.picks = (lambda primals: next(v for v in primals.vals if not v.shape),)
+        function.picks = (lambda primals: next(v for v in primals.vals if v.shape == ()),)
 
         @functools.wraps(linearize)
         def eager(traceable: Any, primals_ft: Any, *args: Any, **kwargs: Any) -> Any:
@@ -366,6 +377,8 @@ class Calls:
             start = now()
             result = linearize(traceable, primals_ft, *args, **kwargs)
             with guard("a derivative"):
+                if not any(v.shape == () for v in result[0].vals):  # of no loss, whatever it is for
+                    return result
                 if function.number < 0:
                     _trains()
                     function.number = optimizers.number(eager, function.name)

@@ -66,6 +66,8 @@ class Sampler:
         while asked:
             function, executable = asked.pop()
             said = executable.cost_analysis() or {}
+            if function.flops != 0.0:  # it has met another size meanwhile
+                continue
             function.flops = float((said[0] if isinstance(said, list) else said).get("flops", 0.0))
 
     def _operations(self) -> Iterator[tuple[Metric, float, dict[str, Any] | None]]:
@@ -75,7 +77,7 @@ class Sampler:
             more, function.told = calls - function.told, calls
             if more:
                 yield names.FUNCTION_CALLS, more, {names.FUNCTION_NAME: function.name}
-            if function.learns and function.flops:
+            if function.learns and function.flops is not None and function.flops > 0:
                 total += more * function.flops
         if total <= 0:
             return

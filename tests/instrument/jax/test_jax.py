@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -198,6 +199,15 @@ def test_op_by_op() -> None:
 
     assert counts(seen) == {"steps": 4, "micro_batches": 4}
     assert losses(seen) == computed
+
+
+def test_derivative_of_no_loss() -> None:
+    """A derivative of something that is no scalar is no step."""
+    with capture() as seen:
+        _, pull = jax.vjp(jnp.tanh, jnp.ones(3))
+        pull(jnp.ones(3))
+
+    assert seen.totals is None
 
 
 def test_gradient_of_a_jitted_function() -> None:
@@ -585,6 +595,46 @@ def test_operations_and_parameters() -> None:
     assert points["ml.training.flops"] == 3 * cost["flops"]
     assert points["ml.memory.live"] > 0
     assert [p["value"] for p in seen.metrics if p["name"] == "ml.model.parameters" and p["value"]] == [10]
+
+
+def test_grain() -> None:
+    """A batch that grain gives is waited for, counted, and closes the step before it; both of its loaders."""
+    import grain
+
+    class Source:
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: Any) -> Any:
+            return {"x": X[index % 8], "y": Y[index % 8]}
+
+    dataset = grain.MapDataset.source(Source()).shuffle(seed=0).batch(8)  # type: ignore[arg-type]
+    sampler = grain.samplers.IndexSampler(40, seed=0, num_epochs=1)
+    loader = grain.DataLoader(
+        data_source=Source(), sampler=sampler, operations=[grain.transforms.Batch(8)], worker_count=0
+    )
+    train = jax.jit(step)
+    for batches in (dataset, loader):
+        with capture() as seen:
+            params = weights()
+            for batch in batches:
+                params, _ = train(params, batch["x"], batch["y"])
+
+        assert counts(seen) == {"steps": 5, "samples": 40, "micro_batches": 5}
+        assert all("ml.step.phase.data_wait" in row for row in seen.steps())
+
+
+def test_every_loss_of_slow_steps() -> None:
+    """Below 400 steps a second every loss is known, also after the first 64 steps."""
+    train, computed = jax.jit(step), []
+    with capture() as seen:
+        params = weights()
+        for _ in range(90):
+            params, loss = train(params, X, Y)
+            computed.append(loss)
+            time.sleep(0.0025)
+
+    assert losses(seen) == [float(loss) for loss in computed]
 
 
 # --- checkpoints --------------------------------------------------------------------------
