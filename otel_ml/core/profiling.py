@@ -65,10 +65,11 @@ class Profiler:
         """End a profile that is going on; at the program's end it may be shorter than was wanted."""
         if self._going is None:
             return
-        (framework, begun, path, first, last), self._going = self._going, None
+        framework, begun, path, first, last = self._going
         with guard("ending a profile"):
             tracers[framework][1](begun, path)
             self.captured.append((first, last, str(path)))
+        self._going = None  # not before: the drain may ask meanwhile
 
     def path_of(self, number: int) -> str | None:
         """Where this step's profile is, or will be, if it has one."""

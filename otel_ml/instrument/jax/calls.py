@@ -147,6 +147,7 @@ class Calls:
         self.traced: deque[tuple[str, Any, Function]] = deque(maxlen=_AHEAD)  # ahead of time: name, out tree, function
         self.compiled: dict[int, Function] = {}  # ahead of time: by the executable's id
         self._built = False
+        self._whole = False  # a function that trains and updates has been met
         self._lock = threading.Lock()
 
     # --- warm calls ------------------------------------------------------------------
@@ -217,7 +218,11 @@ class Calls:
     def _read(self, function: Function, inner: Any, p: Any) -> None:
         devices = getattr(inner, "__module__", None) == "jax._src.pmap"
         program = read(self.jax, p, self.gradients, devices=devices)
-        if program.code == DEVICE_GRAD:
+        if program.code == DEVICE_TRAIN:
+            self._whole = True
+        elif program.code == DEVICE_GRAD and self._whole:
+            program = Program(DEVICE_CALL)  # a map of saliencies, say: what trains here updates its weights itself
+        elif program.code == DEVICE_GRAD:
             self.gradients.append(program.gradients)
         if function.number < 0:
             self._number(function, inner, program)

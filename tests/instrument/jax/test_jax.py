@@ -287,6 +287,19 @@ def test_evaluation() -> None:
     assert counts(seen) == {"steps": 12, "samples": 96, "micro_batches": 12, "evaluations": 3}
 
 
+def test_gradients_beside_a_training() -> None:
+    """Gradients that are asked for between the steps of a function that trains are an evaluation."""
+    train, saliency = jax.jit(step), jax.jit(jax.grad(lambda x, params: loss_of(params, x, Y)))
+    with capture() as seen:
+        params = weights()
+        for _ in range(2):
+            for _ in range(4):
+                params, _ = train(params, X, Y)
+            saliency(X, params)
+
+    assert counts(seen) == {"steps": 8, "samples": 64, "micro_batches": 8, "evaluations": 2}
+
+
 def test_helper_before_every_step() -> None:
     """A compiled function that is called before every step is a part of the step, no evaluation."""
     train, augment = jax.jit(step), jax.jit(lambda x, n: x * (1 + n))
