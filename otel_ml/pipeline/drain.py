@@ -19,7 +19,7 @@ from otel_ml.core.pace import LEISURE, Pace
 from otel_ml.core.recorder import BUILD, WIDTH
 from otel_ml.errors import guard, swallow
 from otel_ml.pipeline.steady import Steady
-from otel_ml.pipeline.steps import Call, Step, Tracker
+from otel_ml.pipeline.steps import Call, Rare, Step, Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ __all__ = ["Drain"]
 _TICK_S = 0.7  # with a turn and the store's delay under a second: the most that a SIGKILL may cost
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
+_EARLY = 512  # findings kept before there is a run to tell them of
 _CALLS = 32  # of inference that are told of together
 _CHECK = 16  # events between looks at the clock
 _LATE_NS = 5_000_000_000  # how long a value may be computed before its step is told without it
@@ -55,6 +56,7 @@ class Drain:
         self._wake = threading.Event()
         self._stop = False
         self._thread: threading.Thread | None = None
+        self._early: list[Any] = []  # compilations and checkpoints before the first step or call
         self._built = False
         self._ending = False
         self._tick_s = _TICK_S
@@ -188,6 +190,11 @@ class Drain:
         recorder.tracker.out = []
         if not self.active and any(helps() for helps in runtime.helpers):
             return
+        if not self.active:
+            if all(isinstance(found, Rare) for found in out):  # a process that only compiles or saves is no run
+                self._early += out[: _EARLY - len(self._early)]
+                return
+            out, self._early = self._early + out, []
         alike = len(out) > 1 and all(isinstance(found, Call) for found in out)
         for found in [out] if alike else out:
             if not self.active:

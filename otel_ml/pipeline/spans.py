@@ -30,6 +30,7 @@ __all__ = ["LiveStep", "Marker", "Spans"]
 
 _RANDOM_FLAG = 2
 _FIRST = 10  # steps kept whatever the rate
+_CROWD = 8  # threads of which that holds; more would fill the SDK's queue, and the program's own spans be lost
 _OUTLIER = 5.0  # times the recent mean from which a step is one
 _SEGMENT_NS = 600 * 1_000_000_000
 _RUN_STEP = -1  # the step number from which the run's own span ids are derived
@@ -182,7 +183,8 @@ class Spans:
         unusual = step.outcome != "ok" or step.compiled or step.checkpointed
         if outlier and not (marked or unusual):
             unusual = self._outliers.take(1, step.end)
-        chosen = self.allowed > 0 and (step.number < _FIRST or step.number % self.stride == 0)
+        first = step.number < _FIRST and ordinal < _CROWD
+        chosen = self.allowed > 0 and (first or step.number % self.stride == 0)
         return marked or chosen or (unusual and self._others.take(1, step.end))
 
     def keeps_of(self, block: Block, ordinal: int) -> list[int]:
@@ -196,7 +198,8 @@ class Spans:
         self.must_keep -= {(ordinal, n) for n in chosen}
         self._emitted[ordinal] = after - 1
         if self.allowed > 0:
-            chosen.update(range(first, min(_FIRST, after)), range(first + -first % self.stride, after, self.stride))
+            early = range(first, min(_FIRST, after)) if ordinal < _CROWD else ()
+            chosen.update(early, range(first + -first % self.stride, after, self.stride))
         if max(block.durations) > outlying:
             late = (n for n, d in enumerate(block.durations, first) if d > outlying and n >= _FIRST)
             chosen.update(n for n in late if n not in chosen and self._outliers.take(1, block.starts[n - first + 1]))

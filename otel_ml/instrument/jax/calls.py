@@ -43,6 +43,7 @@ __all__ = ["Calls", "Function", "bare", "miss"]
 _KEEP_EVERY_NS = 2_000_000  # between calls whose scalars are kept
 _VARIES = -1.0  # operations of a function that is called with batches of several sizes: not known of each call
 _AHEAD = 64  # functions traced ahead of time that wait to be compiled
+_ENDED = 1000
 _KEEP_FIRST = 64  # calls whose scalars are kept however fast they come
 # Whose jitted functions are not the program's own: by the top level of where they are defined.
 _LIBRARIES = frozenset({"jax", "jaxlib", "optax", "orbax", "flax", "equinox", "chex", "haiku", "grain"})
@@ -142,6 +143,7 @@ class Calls:
         self.value = value
         self.known: Any = {}  # functions, or None, by the jitted object's id
         self.functions: dict[int, Function] = {}  # by the id of the function that was jitted
+        self.ended: list[Function] = []  # the program let go of them; their last calls are still to be told
         self.gradients: list[Any] = []
         self.executables: list[tuple[Function, Any]] = []  # whose cost is still to be asked for
         self.traced: deque[tuple[str, Any, Function]] = deque(maxlen=_AHEAD)  # ahead of time: name, out tree, function
@@ -204,7 +206,7 @@ class Calls:
             function = self.functions.get(id(inner))
             if function is None:
                 function = self.functions[id(inner)] = Function(str(p.params["name"]), self.value)
-                weakref.finalize(inner, self.functions.pop, id(inner), None).atexit = False
+                weakref.finalize(inner, self._end, id(inner)).atexit = False
         closed = p.params["jaxpr"]
         if id(closed) not in function.seen:
             self._read(function, inner, p)
@@ -214,6 +216,11 @@ class Calls:
                 if before is not None:
                     miss.reason = differences(before, function.last)
         return function
+
+    def _end(self, key: int) -> None:
+        function = self.functions.pop(key, None)
+        if function is not None and len(self.ended) < _ENDED:
+            self.ended.append(function)
 
     def _read(self, function: Function, inner: Any, p: Any) -> None:
         devices = getattr(inner, "__module__", None) == "jax._src.pmap"

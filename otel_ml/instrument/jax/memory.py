@@ -72,7 +72,8 @@ class Sampler:
 
     def _operations(self) -> Iterator[tuple[Metric, float, dict[str, Any] | None]]:
         total = 0.0
-        for function in list(self.calls.functions.values()):
+        ended, self.calls.ended = self.calls.ended, []
+        for function in (*list(self.calls.functions.values()), *ended):
             calls = function.calls
             more, function.told = calls - function.told, calls
             if more:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROWS = 3000 if sys.argv[1] == "busy" else 8
+ROWS = 1600 if sys.argv[1] == "busy" else 8
 X = np.ones((ROWS, ROWS), "f")
 
 

@@ -621,7 +621,7 @@ def test_grain() -> None:
         def __getitem__(self, index: Any) -> Any:
             return {"x": X[index % 8], "y": Y[index % 8]}
 
-    dataset = grain.MapDataset.source(Source()).shuffle(seed=0).batch(8)  # type: ignore[arg-type]
+    dataset = grain.MapDataset.source(Source()).shuffle(seed=0).batch(8)
     sampler = grain.samplers.IndexSampler(40, seed=0, num_epochs=1)
     loader = grain.DataLoader(
         data_source=Source(), sampler=sampler, operations=[grain.transforms.Batch(8)], worker_count=0
