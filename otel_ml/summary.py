@@ -544,6 +544,7 @@ def _around(page: _Page, shown: RunTotals) -> None:
         (shown.checkpoints_saved, "checkpoint saved", "checkpoints saved"),
         (shown.checkpoints_loaded, "checkpoint loaded", "checkpoints loaded"),
         (shown.compiles, "compilation", "compilations"),
+        (shown.cache_hits, "compilation from the cache", "compilations from the cache"),
     )
     if any(count for count, _, _ in done):
         page.row("also", page.facts(*((f"{n:,}" if n else "", one if n == 1 else many) for n, one, many in done)))
