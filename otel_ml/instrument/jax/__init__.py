@@ -39,6 +39,16 @@ def _hook_calls(jax: Any, found: Calls) -> None:
         _patches.report["calls"] = "hooked by a proxy around jax.jit: this JAX has no hook after a call"
 
 
+def _sample(sampler: Any) -> None:
+    runtime.samplers.append(sampler)
+    _patches.undo_with(functools.partial(runtime.samplers.remove, sampler))
+
+
+def _listen(listeners: Any) -> None:
+    listeners.install(_patches)
+    _sample(listeners)
+
+
 def _hook_orbax(orbax: Any) -> None:
     _patches.attempt("orbax", lambda: _checkpoints["now"].install(orbax, _patches))
 
@@ -59,21 +69,18 @@ def _hook(jax: Any) -> None:
     )
     _patches.attempt("frames", lambda: _hide_frames(jax._src))
     found = calls.Calls(jax, waits.reader(jax))
-    checkpoints = _checkpoints["now"] = checkpoint.Checkpoints(jax)
-    listeners = compile.Listeners(jax, *checkpoints.listeners())
+    checkpoints = _checkpoints["now"] = checkpoint.Checkpoints()
     for label, install in (
         ("calls", lambda: _hook_calls(jax, found)),
         ("misses", lambda: found.install(_patches)),
         ("ahead of time", lambda: found.install_ahead(_patches)),
         ("op by op", lambda: found.install_derivatives(_patches)),
         ("step numbers", lambda: numbering.install(jax, _patches)),
-        ("compilations", lambda: listeners.install(_patches)),
+        ("compilations", lambda: _listen(compile.Listeners(jax, *checkpoints.listeners()))),
         ("waits", lambda: waits.install(jax, _patches)),
     ):
         _patches.attempt(label, install)
-    for sampler in (memory.Sampler(jax, found), listeners):
-        runtime.samplers.append(sampler)
-        _patches.undo_with(functools.partial(runtime.samplers.remove, sampler))
+    _sample(memory.Sampler(jax, found))
 
 
 class JaxInstrumentor(FrameworkInstrumentor):

@@ -17,6 +17,8 @@ from otel_ml.core.recorder import CHECKPOINT
 from otel_ml.errors import guard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_ml.instrument.patching import Patches
 
 __all__ = ["Checkpoints"]
@@ -31,25 +33,14 @@ _PENDING = 64
 class Checkpoints:
     """Hears orbax, and times its checkpointers once the program has imported them."""
 
-    def __init__(self, jax: Any) -> None:
-        self.monitoring = jax._src.monitoring
+    def __init__(self) -> None:
         self._bytes: dict[str, int] = {}
         self._pending: deque[dict[str, Any]] = deque(maxlen=_PENDING)
         self._inside = threading.local()
-        self.on = False
 
-    def listeners(self) -> list[tuple[Any, Any, Any, Any]]:
-        """Ours, and how to see whether they are registered, to register and to take them back."""
-        m = self.monitoring
-        return [
-            (self.scalar, m.get_scalar_listeners, m.register_scalar_listener, m.unregister_scalar_listener),
-            (
-                self.duration,
-                m.get_event_duration_listeners,
-                m.register_event_duration_secs_listener,
-                m.unregister_event_duration_listener,
-            ),
-        ]
+    def listeners(self) -> list[tuple[Callable[..., None], str]]:
+        """What is to hear `jax.monitoring`, and of what."""
+        return [(self.scalar, "scalar"), (self.duration, "event_duration")]
 
     def install(self, orbax: Any, patches: Patches) -> None:
         """Time saving and restoring."""

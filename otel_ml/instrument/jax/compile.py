@@ -14,7 +14,7 @@ from otel_ml.instrument.jax.calls import bare, miss
 from otel_ml.instrument.jax.leaves import lost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from otel_ml.instrument.patching import Patches
     from otel_ml.names import Metric
@@ -45,28 +45,22 @@ class _Going(threading.local):
         self.stages = {}
 
 
+def _ways(monitoring: Any, kind: str) -> tuple[Any, Any, Any]:
+    """How to see which listeners of a kind there are, to register one, and to take it back, which older JAX lacks."""
+    listing = "event_duration_secs" if kind == "event_duration" else kind
+    known = getattr(monitoring, f"get_{kind}_listeners")
+    register = getattr(monitoring, f"register_{listing}_listener")
+    unregister = getattr(monitoring, f"unregister_{kind}_listener", None)
+    return known, register, unregister or (lambda ours: getattr(monitoring, f"_{listing}_listeners").remove(ours))
+
+
 class Listeners:
     """Our listeners of `jax.monitoring`; whoever clears them all finds ours back a moment later."""
 
-    def __init__(self, jax: Any, *others: tuple[Any, Any, Any, Any]) -> None:
+    def __init__(self, jax: Any, *others: tuple[Callable[..., None], str]) -> None:
         self.jax = jax
-        m = jax._src.monitoring
-        self._all = [
-            (
-                self.span,
-                m.get_event_time_span_listeners,
-                m.register_event_time_span_listener,
-                m.unregister_event_time_span_listener,
-            ),
-            (self.event, m.get_event_listeners, m.register_event_listener, m.unregister_event_listener),
-            (
-                self.duration,
-                m.get_event_duration_listeners,
-                m.register_event_duration_secs_listener,
-                m.unregister_event_duration_listener,
-            ),
-            *others,
-        ]
+        ours = ((self.span, "event_time_span"), (self.event, "event"), (self.duration, "event_duration"), *others)
+        self._all = [(callback, *_ways(jax._src.monitoring, kind)) for callback, kind in ours]
         self.going = _Going()
         self.on = False
 
