@@ -37,7 +37,8 @@ class Profiler:
         self._asked = False
         self._going: tuple[str, Any, Path, int, int] | None = None
         if signal_name is not None:
-            signal.signal(signal.Signals[signal_name], self._ask)
+            with guard("the signal that asks for a profile"):  # Python takes handlers in its main thread only
+                signal.signal(signal.Signals[signal_name], self._ask)
 
     def _ask(self, *_: Any) -> None:
         self._asked = True

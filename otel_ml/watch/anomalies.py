@@ -7,6 +7,7 @@ Fed by the drain with each finding it concerns; keeps a few instants a function.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from typing import NamedTuple
 
@@ -25,6 +26,14 @@ class Anomaly(NamedTuple):
     advice: str
 
 
+def _subject(reason: str) -> str:
+    """What changed: `x` of JAX's "x: float32[8] -> float32[9]" and of torch's "0/0: tensor 'x' size mismatch …"."""
+    if " -> " in reason:
+        return reason.partition(":")[0]
+    named = re.search(r"tensor '([^']+)'|L\['([^']+)'\]", reason)
+    return next(filter(None, named.groups())) if named else "what its guards check"
+
+
 class Anomalies:
     """Watches one process."""
 
@@ -41,7 +50,7 @@ class Anomalies:
         if len(seen) < STORM or at_ns - seen[0][0] > STORM_WINDOW_S * 1e9 or function in self._told:
             return None
         self._told.add(function)
-        what = Counter(reason.partition(":")[0] for _, reason in seen).most_common(1)[0][0]
+        what = Counter(_subject(reason) for _, reason in seen).most_common(1)[0][0]
         took = (at_ns - seen[0][0]) / 1e9
         return Anomaly(
             "recompile_storm",

@@ -29,7 +29,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("program", "pattern"), [("plain_loop", "trace.json"), ("jax_plain", "**/*.xplane.pb")])
+@pytest.mark.parametrize(("program", "pattern"), [("plain_loop", "trace-*.json"), ("jax_plain", "**/*.xplane.pb")])
 def test_named_steps(program: str, pattern: str, tmp_path: Path) -> None:
     """The steps named in OTEL_ML_PROFILE_STEPS are captured, and their spans say where."""
     runs = tmp_path / "runs"
@@ -60,9 +60,9 @@ def test_signal(tmp_path: Path) -> None:
         while not list(runs.glob("*/*.sqlite")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGUSR2)
-        while not list(runs.glob("*/profiles/*/trace.json")) and time.monotonic() < deadline:
+        while not list(runs.glob("*/profiles/*/trace-*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        (trace,) = runs.glob("*/profiles/*/trace.json")
+        (trace,) = runs.glob("*/profiles/*/trace-*.json")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

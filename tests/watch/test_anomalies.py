@@ -21,6 +21,19 @@ def test_recompile_storm() -> None:
     )
 
 
+def test_recompile_storm_of_torch() -> None:
+    """A guard of torch's names the tensor or the variable, and where it names nothing, nothing is made up."""
+    for reason, named in (
+        ("0/0: tensor 'x' size mismatch at index 0. expected 2, actual 3", "for x;"),
+        ("0/1: L['scale'] == 3", "for scale;"),
+        ("0/2: ___check_global_state()", "for what its guards check;"),
+    ):
+        watch = Anomalies()
+        told = [watch.recompiled("f", reason, n * SECOND) for n in range(STORM)][-1]
+        assert told is not None
+        assert named in told.evidence
+
+
 def test_recompilations_now_and_then() -> None:
     """As many over hours, or each of another function, are no storm."""
     watch = Anomalies()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -64,7 +65,7 @@ def _begin_profile(_folder: Path) -> Any:
 
 def _end_profile(begun: Any, folder: Path) -> None:
     begun.stop()
-    begun.export_chrome_trace(str(folder / "trace.json"))
+    begun.export_chrome_trace(str(folder / f"trace-{os.getpid()}.json"))  # each rank's own
 
 
 def _methods(cls: type) -> list[FunctionType]:
