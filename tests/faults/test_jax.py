@@ -23,7 +23,7 @@ def test_leaving_while_the_device_computes(tmp_path: Path) -> None:
 
     outcomes = side_by_side(work, LAUNCHERS)
 
-    assert {o.code for o in outcomes.values()} == {0}
+    assert {(o.code, o.stdout.splitlines()[-1]) for o in outcomes.values()} == {(0, "LEAVING False")}
     for launcher in LAUNCHERS:
         said = totals(tmp_path / launcher)
         assert (said.outcome, said.steps, said.errors) == ("finished", 3, 0)
