@@ -112,6 +112,10 @@ def _folder(text: str) -> Path:
         raise ValueError(message) from None
 
 
+def _optional_folder(text: str) -> Path | None:
+    return _folder(text) if text else None
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
@@ -269,6 +273,28 @@ class Settings:
         _debugged,
         "jax: logs each compilation and dumps what is compiled into the run's folder.",
         example="jax",
+    )
+    backends: Path | None = _setting(  # noqa: RUF009 - a field, as all of them
+        "BACKENDS",
+        "",
+        _optional_folder,
+        "A folder with the programs that `otel-ml stack` starts; PATH is looked through after it.",
+        example="~/backends",
+    )
+    stack_dir: Path = _setting(  # noqa: RUF009 - a field, as all of them
+        "STACK_DIR",
+        "$XDG_DATA_HOME/otel-ml-stack, else ~/.local/share/otel-ml-stack",
+        _folder,
+        "The folder of the stack: its data, logs and configurations.",
+        example="./stack",
+        find_default=lambda environ: f"{_data_folder(environ)}-stack",
+    )
+    listen: str = _setting(
+        "LISTEN",
+        "127.0.0.1",
+        str,
+        "The address that the stack and the shipped Collector listen on.",
+        example="0.0.0.0",  # noqa: S104 - an example
     )
     strict: bool = _setting("STRICT", "0", _flag, "1 raises errors of ours instead of logging them.", example="1")
     views_drop: tuple[str, ...] = _setting(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("run", "report", "runs", "config", "doctor")
+COMMANDS = ("run", "report", "runs", "stack", "config", "doctor")
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130

@@ -6,11 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.stack import running_stack, sooner
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.e2e.stack import Stack
 
 
 @pytest.fixture(scope="session")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for what the plain runs write."""
     return tmp_path_factory.mktemp("plain")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The real stack, started once for all tests that ask it, by the shipped configurations."""
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(folder / "data", sooner(folder / "config")) as stack:
+        yield stack

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import socket
 import subprocess
-import time
 import urllib.request
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,11 +14,11 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.e2e.backends import backend, ports, started, until
 from tests.e2e.launching import INSTRUMENT, PROGRAMS, RUN, environment, launch
 from tests.e2e.receivers import Received, nested, orphans, steps_of_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 STEPS = 15  # of the observed program
@@ -50,57 +44,6 @@ global: {scrape_interval: 500ms, scrape_timeout: 500ms}
 scrape_configs:
   - {job_name: training, static_configs: [{targets: ["127.0.0.1:PORT"]}]}
 """
-
-
-def backend(name: str) -> str:
-    """Where this backend's program is; the test is skipped where there is none."""
-    folders = [os.environ.get("TEST_BACKENDS", ""), os.environ.get("PATH", "")]
-    found = shutil.which(name, path=os.pathsep.join(filter(None, folders)))
-    if found is None:
-        pytest.skip(f"no {name} in TEST_BACKENDS or on PATH")
-    return found
-
-
-def ports(count: int) -> list[str]:
-    """Ports that nothing listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [str(probe.getsockname()[1]) for probe in probes]
-
-
-def until(ready: Callable[[], Any], process: subprocess.Popen[str], log: Path) -> Any:
-    """What `ready()` answers, as soon as that is something; OSErrors mean not yet."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError):
-            answer = ready()
-            if answer:
-                return answer
-        time.sleep(0.05)
-    pytest.fail(f"it did not come; the last words were {log.read_text(encoding='utf-8')[-2000:]}")
-
-
-def _answers(port: int) -> bool:
-    with socket.create_connection(("127.0.0.1", port), timeout=5):
-        return True
-
-
-@contextmanager
-def started(command: list[str], folder: Path, port: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A backend that listens on its port; ended, in order, on the way out."""
-    log = folder / "said.txt"
-    with (
-        log.open("w", encoding="utf-8") as said,
-        subprocess.Popen(command, cwd=folder, env=environment(), stdout=said, stderr=said, text=True) as process,
-    ):
-        try:
-            until(lambda: _answers(int(port)), process, log)
-            yield process, log
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
 
 
 def parsed(folder: Path) -> Received:

@@ -1,0 +1,1 @@
+"""The Collector, Prometheus, Alertmanager, Jaeger and Loki on one machine, without containers."""
