@@ -188,6 +188,7 @@ RECORD_COUNT = Metric("otel_ml.record.count", "counter", "{record}", "Events tha
 RECORD_DROPPED = Metric("otel_ml.record.dropped", "counter", "{record}", "Events lost because a recorder was full.")
 DRAIN_DURATION = Metric("otel_ml.drain.duration", "counter", "s", "CPU time of our background thread.")
 ERROR_COUNT = Metric("otel_ml.error.count", "counter", "{error}", "Errors of ours, kept from the program.")
+PROBE = Metric("otel_ml.probe", "counter", "{probe}", "Sent by `otel-ml doctor --path` to see whether it arrives.")
 STORE_SIZE = Metric("otel_ml.store.size", "gauge", "By", "Size of this process's local store.")
 
 # --- spans -------------------------------------------------------------------------------
@@ -197,6 +198,7 @@ SPAN_EVALUATION = Span("ml.evaluation", "Forward passes without gradient between
 SPAN_INFERENCE = Span("ml.inference", "A forward pass of a process that never trains.")
 SPAN_COMPILE = Span("ml.compile", "A compilation.")
 SPAN_CHECKPOINT = Span("ml.checkpoint", "A checkpoint saved or loaded.")
+SPAN_PROBE = Span("otel_ml.probe", "Sent by `otel-ml doctor --path` to see whether it arrives.")
 SPAN_DATA_WAIT = Span("data_wait", "Waiting for the next batch.")
 SPAN_FORWARD = Span("forward", "From the root forward's start to backward's start.")
 SPAN_BACKWARD = Span("backward", "The backward pass.")
@@ -218,6 +220,7 @@ EVENT_CHECKPOINT_SAVED = Event("ml.checkpoint.saved", "A checkpoint was written.
 EVENT_CHECKPOINT_LOADED = Event("ml.checkpoint.loaded", "A checkpoint was read.")
 EVENT_CONFIG = Event("ml.config", "What ran: command line, versions, model, optimizers.")
 EVENT_DIAGNOSIS = Event("ml.diagnosis", "The verdict on where the time went.")
+EVENT_PROBE = Event("otel_ml.probe", "Sent by `otel-ml doctor --path` to see whether it arrives.")
 EVENT_EXCEPTION = Event("ml.exception", "The exception that ended the program, with run and step.")
 
 del A

@@ -34,6 +34,8 @@ VARIABLES = {
     "core/identity.py": {"OTEL_ML_RUN_ID", "OTEL_ML_RUN_NAME"},  # one source of several, and handed down
     "cli/run.py": {"OTEL_ML_RUN_NAME", "OTEL_ML_DIR", "OTEL_ML_VERBOSE"},  # options, handed down
     "cli/doctor.py": {"OTEL_ML_", "OTEL_ML_DIR", "OTEL_ML_STORE", "OTEL_ML_ENABLED"},  # its trial process's
+    "stack/programs.py": {"OTEL_ML_LISTEN"},  # the shipped Collector's, handed down
+    "stack/path.py": {"OTEL_ML_RUN_ID", "OTEL_ML_RUN_NAME"},  # the probe's own
     "cli/config.py": {"OTEL_ML_"},  # tells OpenTelemetry's from ours
 }
 

@@ -12,8 +12,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,7 +27,9 @@ from otel_ml.core import runtime
 from otel_ml.core.identity import Identity
 from otel_ml.core.profiling import Profiler
 from otel_ml.pipeline.instruments import Instruments
+from otel_ml.pipeline.providers import Providers
 from otel_ml.pipeline.resource import resource_of
+from otel_ml.stack.path import emit
 from otel_ml.testing import Captured, capture
 
 if TYPE_CHECKING:
@@ -269,7 +276,22 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Emitted:
     with pytest.raises(ValueError, match="enough"):
         failing()
     found.add(blocks[0])
+    add_probe(found)
     return found
+
+
+def add_probe(found: Emitted) -> None:
+    """What `otel-ml doctor --path` sends."""
+    spans, points, logs = InMemorySpanExporter(), InMemoryMetricReader(), InMemoryLogRecordExporter()
+    tracer, logger = TracerProvider(), LoggerProvider()
+    tracer.add_span_processor(SimpleSpanProcessor(spans))
+    logger.add_log_record_processor(SimpleLogRecordProcessor(logs))
+    emit(Providers(tracer, MeterProvider([points]), logger, made=set()))
+    found.spans.update(span.name for span in spans.get_finished_spans())
+    found.events.update(str(log.log_record.event_name) for log in logs.get_finished_logs())
+    data: Any = points.get_metrics_data()
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    found.metrics[metric.name] = ("counter", metric.unit)
 
 
 def store_size() -> tuple[str, str, str]:

@@ -1,8 +1,11 @@
 """Say what is installed and hooked, what is missing, and where data goes.
 
 No framework is imported, but with --hooks: that starts one Python under our launcher,
-imports torch there and lists each hook. The exit code is 1 if something is broken. Keys
-of --json: ok, checks[] {section, name, status (ok, note, warning, broken), detail}.
+imports torch there and lists each hook. With --path, one span, one metric and one log are
+sent where your programs would send theirs, and looked for in Prometheus, Jaeger and Loki:
+those of `otel-ml stack` while it runs, others by their addresses. The exit code is 1 if
+something is broken. Keys of --json: ok, checks[] {section, name, status (ok, note, warning,
+broken), detail}.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from otel_ml import redact
 from otel_ml.environment import DISTRO
 from otel_ml.errors import CommandError, SettingsError
-from otel_ml.settings import SIGNALS, STORE, Settings, config_file, exporters, sdk_disabled
+from otel_ml.settings import SIGNALS, STORE, Settings, config_file, endpoint_configured, exporters, sdk_disabled
 
 if TYPE_CHECKING:
     import argparse
@@ -57,9 +60,13 @@ class Check:
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
-    """Two switches."""
+    """Switches, and where the backends are."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--hooks", action="store_true", help="import torch in another process and list each hook")
+    parser.add_argument("--path", action="store_true", help="send one of each signal and find it in each backend")
+    for backend in ("prometheus", "jaeger", "loki"):
+        parser.add_argument(f"--{backend}", metavar="URL", help=f"where {backend.capitalize()} answers, for --path")
+    parser.add_argument("--wait", type=float, default=30.0, metavar="S", help="how long --path looks (default: 30)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     checks = list(examine(os.environ))
     if args.hooks:
         checks += _hooks(os.environ)
+    if args.path:
+        given = {name: url for name in ("prometheus", "jaeger", "loki") if (url := getattr(args, name))}
+        checks += _path(given, args.wait)
     ok = all(check.status != "broken" for check in checks)
     if args.json:
         print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2))
@@ -309,6 +319,63 @@ def _hooks(environ: Mapping[str, str]) -> Iterator[Check]:
             yield Check("hooks", framework, "broken", "nothing was hooked; run again with OTEL_LOG_LEVEL=debug")
         for name, state in sorted(report.items()):
             yield Check("hooks", f"{framework}: {name}", "ok" if state == "hooked" else "warning", state)
+
+
+# --- the path to the backends ------------------------------------------------------------------
+
+
+def _path(given: Mapping[str, str], wait_s: float) -> Iterator[Check]:
+    """Whether what is sent arrives; this process's environment says where it is sent."""
+    from otel_ml.stack.client import plan_of, running
+    from otel_ml.stack.path import BACKENDS, look_for, send
+
+    folder = Settings.from_env(os.environ).stack_dir
+    plan = plan_of(folder) if running(folder) else None
+    if plan is not None and not endpoint_configured(os.environ):
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = plan.url("collector")
+        yield Check("path", "endpoint", "ok", f"{plan.url('collector')}, the stack in {folder}")
+    elif not endpoint_configured(os.environ):
+        detail = "none is set; type: OTEL_EXPORTER_OTLP_ENDPOINT=http://host:4318 otel-ml doctor --path"
+        yield Check("path", "endpoint", "broken", f"{detail} (or otel-ml stack up)")
+        return
+    urls = {name: plan.url(name) for name in BACKENDS} if plan is not None else {}
+    urls.update(given)
+    ways = exporters(os.environ, store=False)
+    otlp = [signal for signal in SIGNALS if any(name.startswith("otlp") for name in ways[signal])]
+    refused = {at: why for signal in otlp if (why := _unreachable(at := _endpoint_of(os.environ, signal)))}
+    for at, why in refused.items():
+        yield Check("path", "endpoint", "broken", f"{redact.text(at)}: {why}")
+    if refused:
+        return
+    probe = send(ways)
+    found = look_for(probe, urls, wait_s)
+    for name, signal in zip(BACKENDS, ("metrics", "traces", "logs"), strict=True):
+        if name not in urls:
+            yield Check("path", name, "note", f"not asked; type --{name} http://host:port")
+        elif isinstance(found[name], str):
+            yield Check(
+                "path", name, "broken", f"{signal} sent to {', '.join(ways[signal]) or 'nowhere'}: {found[name]}"
+            )
+        else:
+            yield Check("path", name, "ok", f"{signal} after {found[name]:.1f} s: {urls[name]}{probe.question(name)}")
+
+
+def _endpoint_of(environ: Mapping[str, str], signal: str) -> str:
+    return _endpoint(environ, signal, _protocol(environ, signal))
+
+
+def _unreachable(endpoint: str) -> str | None:
+    """Why nothing can be sent there; None where something listens."""
+    import socket
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), timeout=5):
+            return None
+    except (OSError, ValueError) as error:
+        return f"{error}; is it up, and is the address right?"
 
 
 # --- printing ------------------------------------------------------------------------------------

@@ -54,13 +54,12 @@ def sooner(folder: Path) -> Path:
     return folder
 
 
-def otel_ml(*words: str, timeout: float = 180, **env: str) -> subprocess.CompletedProcess[str]:
+def otel_ml(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """The command, with its output."""
-    backends = os.environ.get("OTEL_ML_BACKENDS")
-    known = {"OTEL_ML_BACKENDS": backends} if backends else {}
+    known = {name: value for name, value in os.environ.items() if name == "OTEL_ML_BACKENDS"}
     return subprocess.run(
         [str(BIN / "otel-ml"), *words],
-        env=environment(**known, **env), capture_output=True, text=True, timeout=timeout, check=False,
+        env=environment(**{**known, **env}), capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def step_of(spans: list[dict[str, Any]]) -> dict[str, Any] | None:
 @pytest.mark.slow
 def test_correlated(stack: Stack, tmp_path: Path) -> None:
     """A run is in all three backends: from an exemplar to its trace, to its log line, and back to the run's metrics."""
-    ended = launch(INSTRUMENT, "observed.py", cwd=tmp_path, **sent(stack, tmp_path, "correlated"))
+    ended = launch(INSTRUMENT, "observed.py", cwd=tmp_path, timeout=120, **sent(stack, tmp_path, "correlated"))
     assert ended.code == 0
 
     (steps,) = steps_of(stack, "correlated", STEPS)
@@ -99,7 +99,7 @@ def logs_of_program(stack: Stack) -> list[tuple[str, int | None]]:
 def test_fast(stack: Stack, tmp_path: Path) -> None:
     """At thousands of steps a second, every step is in Prometheus and in a record that Loki took."""
     count = 9000
-    ended = launch(RUN, "fast.py", f"--steps={count}", cwd=tmp_path, **sent(stack, tmp_path, "fast"))
+    ended = launch(RUN, "fast.py", f"--steps={count}", cwd=tmp_path, timeout=120, **sent(stack, tmp_path, "fast"))
     assert ended.code == 0
     assert [s["value"][1] for s in steps_of(stack, "fast", count)] == [str(count)]
     soon(lambda: records_of(stack, "fast") >= count)
@@ -126,12 +126,18 @@ def refusals(stack: Stack) -> dict[str, float]:
 @pytest.mark.slow
 def test_side_by_side(stack: Stack, tmp_path: Path) -> None:
     """Two ranks, another run at the same time, and a second attempt: each has its own series, and each is exact."""
-    torchrun, two = str(BIN / "torchrun"), ("--nproc-per-node=2", "--master-port=0")
+    torchrun, two = str(BIN / "torchrun"), ("--standalone", "--nproc-per-node=2")
     with ThreadPoolExecutor() as together:
-        ranks = together.submit(launch, (*RUN, torchrun, *two), DDP, cwd=tmp_path, **sent(stack, tmp_path, "ranks"))
-        beside = together.submit(launch, RUN, "observed.py", cwd=tmp_path, **sent(stack, tmp_path, "beside"))
+        ranks = together.submit(
+            launch, (*RUN, torchrun, *two), DDP, cwd=tmp_path, timeout=120, **sent(stack, tmp_path, "ranks")
+        )
+        beside = together.submit(
+            launch, RUN, "observed.py", cwd=tmp_path, timeout=120, **sent(stack, tmp_path, "beside")
+        )
     assert (ranks.result().code, beside.result().code) == (0, 0), ranks.result().stderr
-    again = launch(RUN, "observed.py", cwd=tmp_path, **sent(stack, tmp_path, "beside", SLURM_RESTART_COUNT="1"))
+    again = launch(
+        RUN, "observed.py", cwd=tmp_path, timeout=120, **sent(stack, tmp_path, "beside", SLURM_RESTART_COUNT="1")
+    )
     assert again.code == 0
 
     def attempts(run_id: str, count: int) -> list[tuple[str | None, str, str]]:
@@ -143,16 +149,20 @@ def test_side_by_side(stack: Stack, tmp_path: Path) -> None:
     assert attempts("beside", 2 * STEPS) == [(None, "0", str(STEPS)), (None, "1", str(STEPS))]
     assert stack.value("sum(prometheus_target_scrapes_sample_duplicate_timestamp_total)") == 0
     # Both ranks' part of one step is one trace.
-    traces = stack.traces("ddp", "ml.step")
-    steps = [[span for span in spans if span["name"] == "ml.step"] for spans in traces]
-    assert [sorted(span["resource"]["ml.rank"] for span in each) for each in steps] == [[0, 1]] * RANK_STEPS
+
+    def ranks_of_traces() -> list[list[int]]:
+        steps = [[span for span in spans if span["name"] == "ml.step"] for spans in stack.traces("ddp", "ml.step")]
+        return [sorted(span["resource"]["ml.rank"] for span in each) for each in steps]
+
+    soon(lambda: ranks_of_traces() == [[0, 1]] * RANK_STEPS)
+    assert ranks_of_traces() == [[0, 1]] * RANK_STEPS
 
 
 @pytest.mark.slow
 def test_without_jaeger(stack: Stack, tmp_path: Path) -> None:
     """While Jaeger is away, metrics and logs arrive as ever; the spans arrive when it is back."""
     with stack.without("jaeger"):
-        ended = launch(RUN, "observed.py", cwd=tmp_path, **sent(stack, tmp_path, "no-jaeger"))
+        ended = launch(RUN, "observed.py", cwd=tmp_path, timeout=120, **sent(stack, tmp_path, "no-jaeger"))
         assert ended.code == 0
         assert [s["value"][1] for s in steps_of(stack, "no-jaeger", STEPS)] == [str(STEPS)]
         soon(lambda: records_of(stack, "no-jaeger") >= STEPS)
@@ -177,7 +187,7 @@ def test_beside_load(stack: Stack, tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     with load:
-        ended = launch(RUN, "observed.py", cwd=tmp_path, **sent(stack, tmp_path, "beside-load"))
+        ended = launch(RUN, "observed.py", cwd=tmp_path, timeout=120, **sent(stack, tmp_path, "beside-load"))
         said, _ = load.communicate(timeout=120)
     assert (ended.code, load.returncode) == (0, 0), said
     generated = sum(int(n) for n in re.findall(r'"traces": ?(\d+)', said)) * 2  # a trace of it is two spans
