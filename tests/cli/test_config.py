@@ -61,7 +61,8 @@ DEFAULTS = {
     "OTEL_ML_POINTS_PER_SECOND": 128.0, "OTEL_ML_POINTS_BURST": 2000, "OTEL_ML_BUFFER": 262144,
     "OTEL_ML_SHUTDOWN_TIMEOUT": 5.0, "OTEL_ML_STRICT": False, "OTEL_ML_VIEWS_EXPONENTIAL": [],
     "OTEL_ML_PROFILE_STEPS": None, "OTEL_ML_PROFILE_SIGNAL": None, "OTEL_ML_DEBUG": [],
-    "OTEL_ML_BACKENDS": None, "OTEL_ML_STACK_DIR": "/home/ada/.local/share/otel-ml-stack", "OTEL_ML_LISTEN": "127.0.0.1",
+    "OTEL_ML_BACKENDS": None, "OTEL_ML_STACK_DIR": "/home/ada/.local/share/otel-ml-stack",
+    "OTEL_ML_LISTEN": "127.0.0.1",
 }  # fmt: skip
 
 

@@ -58,12 +58,12 @@ def _answers(port: int) -> bool:
 
 
 @contextmanager
-def started(command: list[str], folder: Path, port: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def started(command: list[str], folder: Path, port: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A backend that listens on its port; ended, in order, on the way out."""
     log = folder / "said.txt"
     with (
         log.open("w", encoding="utf-8") as said,
-        subprocess.Popen(command, cwd=folder, env=environment(), stdout=said, stderr=said, text=True) as process,
+        subprocess.Popen(command, cwd=folder, env=environment(**env), stdout=said, stderr=said, text=True) as process,
     ):
         try:
             until(lambda: _answers(int(port)), process, log)
