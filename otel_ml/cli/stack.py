@@ -9,7 +9,8 @@ The programs are looked for in the folder that OTEL_ML_BACKENDS names and on PAT
 that ship with otel-ml (`--config` for your own). All of it (data, logs, a copy of the configurations) is in one
 folder, OTEL_ML_STACK_DIR; all listen on loopback unless OTEL_ML_LISTEN says otherwise. A port that is taken is
 told before anything starts: move one with `--port loki=3200`, or take free ones with `--free-ports`
-(`otel-ml stack up --help` lists them).
+(`otel-ml stack up --help` lists them). Alerts go to Slack or a webhook once the folder's secrets/slack-url or
+secrets/webhook-url holds the address.
 
 Keys of `status --json`: collector, prometheus, alertmanager, jaeger, loki, each with url and state (ready, starting,
 restarting, stopped). The collector's url is what goes into OTEL_EXPORTER_OTLP_ENDPOINT.

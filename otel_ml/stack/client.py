@@ -30,6 +30,7 @@ __all__ = ["Seen", "checked_address", "down", "free_ports", "plan_of", "running"
 
 State = Literal["ready", "starting", "restarting", "stopped"]
 
+_SECRETS = "/etc/alertmanager/secrets"  # as the shipped configuration has it
 _DOWN_S = 20.0
 _ASK_S = 2.0
 _LAST_WORDS = 5
@@ -189,7 +190,8 @@ def up(plan: Plan, source: Path | None, timeout_s: float) -> Iterator[list[Seen]
 
 def _lay_out(plan: Plan, source: Path) -> None:
     """Make the folder, for this user alone, with a copy of the configurations and our targets in it."""
-    for part in (plan.folder, plan.folder / "logs", plan.folder / "data", *(plan.folder / "data" / n for n in NAMES)):
+    own = ("logs", "secrets", "data", *(f"data/{name}" for name in NAMES))
+    for part in (plan.folder, *(plan.folder / name for name in own)):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     if plan.config.exists():
         shutil.rmtree(plan.config)
@@ -197,6 +199,10 @@ def _lay_out(plan: Plan, source: Path) -> None:
     for name, targets in plan.targets().items():
         path = plan.config / "prometheus" / "targets" / f"{name}.yaml"
         path.write_text(json.dumps(targets), encoding="utf-8")
+    # Alertmanager reads no variable: the folder of its addresses is written into its copy.
+    path = plan.config / "alertmanager" / "alertmanager.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(_SECRETS, str(plan.folder / "secrets")), encoding="utf-8")
     (plan.folder / STATE).unlink(missing_ok=True)
     (plan.folder / PLAN).write_text(json.dumps(plan.to_json(), indent=2), encoding="utf-8")
 
