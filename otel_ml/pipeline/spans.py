@@ -233,7 +233,7 @@ class Spans:
         if self._calls.take(1, call.end):
             attributes = {names.MODEL_NAME: roots.facts[call.root].get("name", roots.labels[call.root])}
             span = self._start(names.SPAN_INFERENCE, call.start, attributes, links=[self._run_link()])
-            self._end(span, call.end)
+            self._end(span, call.end, "an exception left the forward pass" if call.failed else None)
 
     def rare(self, rare: Rare, name: str, attributes: dict[str, Any]) -> None:
         """Emit a compile or checkpoint that happened outside a step; those inside are its children."""

@@ -272,6 +272,35 @@ def test_inference_is_told_by_the_call() -> None:
     assert seen.steps() == []
 
 
+def test_a_forward_that_raises_is_a_failed_request() -> None:
+    """An exception that leaves a serving model's call passes through, the same object, and the call has failed."""
+    clock = FakeClock()
+    wrong = ValueError("no such character")
+
+    class Refusing(Model):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[0] == 3:
+                clock.advance(0.005)
+                raise wrong
+            return super().forward(x)
+
+    with capture(clock=clock) as seen, torch.no_grad():
+        model = Refusing(clock)
+        for rows in (4, 3, 2):
+            if rows == 3:
+                with pytest.raises(ValueError, match="no such character") as raised:
+                    model(torch.ones(rows, 3))
+                assert raised.value is wrong
+            else:
+                model(torch.ones(rows, 3))
+    ok = ((names.MODEL_NAME, "Refusing"), (names.OUTCOME, "ok"))
+    failed = ((names.MODEL_NAME, "Refusing"), (names.OUTCOME, "failed"))
+    assert seen.points(names.INFERENCE_DURATION) == {ok: (2, 0.02), failed: (1, 0.005)}
+    assert seen.points(names.INFERENCE_REQUESTS) == {ok: 2, failed: 1}
+    assert seen.points(names.INFERENCE_BATCH_SIZE) == {ok[:1]: (2, 6.0)}
+    assert [span["status"] for span in seen.named(names.SPAN_INFERENCE)] == ["unset", "error", "unset"]
+
+
 def test_values_are_the_programs() -> None:
     """Loss, learning rate, gradient norm, samples and tokens are what the program had in hand."""
     ids = torch.arange(32).reshape(8, 4) % 11
