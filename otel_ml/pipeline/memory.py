@@ -25,7 +25,7 @@ def resident(root: Path = _ROOT) -> int | None:
 
 
 def limit(root: Path = _ROOT) -> int | None:
-    """What the process may hold at most, in bytes: the least of what its control groups, RLIMIT_AS and machine allow."""
+    """What the process may hold at most, in bytes: the least that control groups, RLIMIT_AS and the machine allow."""
     known = [*_of_groups(root), *_of_process(), *_of_machine(root)]
     return min(known, default=None)
 
