@@ -298,7 +298,20 @@ def test_a_forward_that_raises_is_a_failed_request() -> None:
     assert seen.points(names.INFERENCE_DURATION) == {ok: (2, 0.02), failed: (1, 0.005)}
     assert seen.points(names.INFERENCE_REQUESTS) == {ok: 2, failed: 1}
     assert seen.points(names.INFERENCE_BATCH_SIZE) == {ok[:1]: (2, 6.0)}
-    assert [span["status"] for span in seen.named(names.SPAN_INFERENCE)] == ["unset", "error", "unset"]
+    assert [(span["status"], span["attributes"].get(names.OUTCOME)) for span in seen.named(names.SPAN_INFERENCE)] == [
+        ("unset", None), ("error", "failed"), ("unset", None),
+    ]  # fmt: skip
+
+
+def test_a_span_says_in_words_what_is_no_number() -> None:
+    """A loss that is NaN is a number in the record of its step, and text in its span, which JSON has to carry."""
+    with capture() as seen:
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        (model(torch.ones(2, 3)).mean() * math.nan).backward()
+        optimizer.step()
+    assert [span["attributes"][names.LOSS.name] for span in seen.named(names.SPAN_STEP)] == ["nan"]
+    assert [math.isnan(step[names.LOSS.name]) for step in seen.steps()] == [True]
 
 
 def test_values_are_the_programs() -> None:
