@@ -102,7 +102,7 @@ def train(name: str, steps: int, pause_s: float, stall_s: float, out: Path) -> N
     if name == "recompiles":
         called = torch.compile(model, backend="eager", dynamic=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=name == "skipped")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1, enabled=name == "skipped")
     batches = iter(loader)
     for step in range(steps):
         x, y = next(batches)
@@ -114,6 +114,7 @@ def train(name: str, steps: int, pause_s: float, stall_s: float, out: Path) -> N
         scaler.scale(loss).backward()
         if name == "skipped" and step % 2:
             next(model.parameters()).grad.view(-1)[0] = torch.inf  # type: ignore[union-attr]
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()

@@ -7,11 +7,12 @@ Grafana, and a test holds both together. A panel asks only for what a CPU has as
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grafana_foundation_sdk.builders import (
     bargauge,
@@ -45,6 +46,8 @@ RUN = 'ml_run_id="$run", ml_run_attempt=~"$attempt", ml_rank=~"$rank"'
 MODEL = 'ml_run_id=~"$run", ml_model_name=~"$model"'
 SERVICE = 'service_name=~"$service"'
 RUN_LOGS = '{ml_run_id="$run"} | ml_run_attempt=~"$attempt" | ml_rank=~"$rank"'
+
+P = TypeVar("P", bound=Any)
 
 RATE = "$__rate_interval"
 WHOLE = "$__range"
@@ -109,7 +112,13 @@ class TraceSearch(variants.Dataquery):
 
 # --- panels ------------------------------------------------------------------------------
 def lines(
-    title: str, unit: str, *queries: Any, about: str = "", stacked: bool = False, wide: int = 12, floor: float | None = 0
+    title: str,
+    unit: str,
+    *queries: Any,
+    about: str = "",
+    stacked: bool = False,
+    wide: int = 12,
+    floor: float | None = 0,
 ) -> timeseries.Panel:
     """Lines over time; stacked ones are filled."""
     panel = timeseries.Panel().title(title).description(about).unit(unit).height(8).span(wide).span_nulls(60_000)
@@ -136,7 +145,9 @@ def number(title: str, unit: str, *queries: Any, about: str = "", wide: int = 4,
     return _asking(panel, queries)
 
 
-def bars(title: str, unit: str, *queries: Any, about: str = "", wide: int = 8, most: float | None = None) -> bargauge.Panel:
+def bars(
+    title: str, unit: str, *queries: Any, about: str = "", wide: int = 8, most: float | None = None
+) -> bargauge.Panel:
     """A bar each, the longest first as the query has them."""
     panel = bargauge.Panel().title(title).description(about).unit(unit).height(8).span(wide).min(0)
     panel.orientation(common_models.VizOrientation.HORIZONTAL)
@@ -178,11 +189,12 @@ def rows(title: str, *queries: Any, about: str = "", wide: int = 24, tall: int =
     return _asking(panel, queries)
 
 
-def _asking(panel: Any, queries: tuple[Any, ...]) -> Any:
+def _asking(panel: P, queries: tuple[Any, ...]) -> P:
     for ref, query in zip("ABCDEFGH", queries, strict=False):
         panel.with_target(query.ref_id(ref))
     source = queries[0].build()
-    return panel.datasource(JAEGER if isinstance(source, TraceSearch) else source.datasource)
+    panel.datasource(JAEGER if isinstance(source, TraceSearch) else source.datasource)
+    return panel
 
 
 def quantiles(buckets: str, by: str = "") -> list[prometheus.Dataquery]:
@@ -190,7 +202,11 @@ def quantiles(buckets: str, by: str = "") -> list[prometheus.Dataquery]:
     grouping = f"le, {by}" if by else "le"
     who = f" {{{{{by}}}}}" if by else ""
     return [
-        ask(f"histogram_quantile({q}, sum by ({grouping}) (rate({buckets}[{RATE}])))", f"p{q * 100:g}{who}", exemplars=q > 0.9)
+        ask(
+            f"histogram_quantile({q}, sum by ({grouping}) (rate({buckets}[{RATE}])))",
+            f"p{q * 100:g}{who}",
+            exemplars=q > 0.9,
+        )
         for q in (0.5, 0.95, 0.99)
     ]
 
@@ -216,7 +232,8 @@ def page(uid: str, title: str, about: str) -> dashboard.Dashboard:
     made.link(dashboard.DashboardLink("otel-ml").type(models.DashboardLinkType.DASHBOARDS).tags(["otel-ml"])
               .as_dropdown(as_dropdown=True).keep_time(keep_time=True))  # fmt: skip
     firing = dashboard.AnnotationQuery().name("Alerts").datasource(PROMETHEUS).enable(enable=True).icon_color("red")
-    return made.annotation(firing.expr('ALERTS{alertstate="firing"}'))
+    made.annotation(firing.expr('ALERTS{alertstate="firing"}'))
+    return made
 
 
 def add(made: dashboard.Dashboard, title: str, *panels: Any) -> None:
@@ -253,7 +270,9 @@ def training_run() -> dashboard.Dashboard:
         lines("Steps that taught nothing", "short", ask(f'sum by (ml_rank, ml_outcome, ml_skip_reason) (ml_training_steps_total{{{RUN}, ml_outcome!="ok"}})', "{{ml_rank}} {{ml_outcome}} {{ml_skip_reason}}"),
               ask(f"sum by (ml_rank, ml_scalar_name) (ml_training_nonfinite_values_total{{{RUN}}})", "{{ml_rank}} {{ml_scalar_name}} not finite"), about="Skipped and failed steps, and values that were NaN or infinite, since the start."),
     )  # fmt: skip
-    per_step = f"/ ignoring (ml_phase) group_left () sum(rate(ml_training_step_duration_seconds_count{{{RUN}}}[{RATE}]))"
+    per_step = (
+        f"/ ignoring (ml_phase) group_left () sum(rate(ml_training_step_duration_seconds_count{{{RUN}}}[{RATE}]))"
+    )
     add(
         made, "Where the time goes",
         lines("A step's time by phase", "s", ask(f"sum by (ml_phase) (rate(ml_training_phase_duration_seconds_sum{{{RUN}}}[{RATE}])) {per_step}", "{{ml_phase}}"), stacked=True, about="The mean step, laid out; by the host's clock."),
@@ -290,7 +309,15 @@ def training_run() -> dashboard.Dashboard:
         rows("Steps with a trace", TraceSearch("$service", "ml.step", "ml.run.id=$run"), about="Kept steps; open one to see its phases, of all ranks."),
         entries("Logs", ask_logs(f'{RUN_LOGS} | event_name!~"ml.steps?"'), about="The program's own and our events, without the step records.", tall=10),
     )  # fmt: skip
-    made.with_variable(choice("service", "Service", 'label_values(ml_run_status{ml_run_id="$run"}, service_name)', whole=None, several=False).hide(models.VariableHide.HIDE_VARIABLE))
+    made.with_variable(
+        choice(
+            "service",
+            "Service",
+            'label_values(ml_run_status{ml_run_id="$run"}, service_name)',
+            whole=None,
+            several=False,
+        ).hide(models.VariableHide.HIDE_VARIABLE)
+    )
     return made
 
 
@@ -327,7 +354,7 @@ def fleet() -> dashboard.Dashboard:
         number("Running", "none", ask_once(f'count(ml_run_status{{{SERVICE}, ml_run_state="running"}} == 1) or vector(0)'), about="Processes that report now."),
         number("Failed", "none", ask_once(f'count(count by (ml_run_id) (last_over_time(ml_run_status{{{SERVICE}, ml_run_state="failed"}}[{WHOLE}]) == 1)) or vector(0)'), about="Runs, in this time."),
         number("Finished", "none", ask_once(f'count(count by (ml_run_id) (last_over_time(ml_run_status{{{SERVICE}, ml_run_state="finished"}}[{WHOLE}]) == 1)) or vector(0)'), about="Runs, in this time."),
-        number("Steps a second", "short", ask_once(f'sum(rate(ml_training_steps_total{{{SERVICE}}}[5m]))'), about="Of all runs together."),
+        number("Steps a second", "short", ask_once(f"sum(rate(ml_training_steps_total{{{SERVICE}}}[5m]))"), about="Of all runs together."),
         number("Alerts", "none", ask_once('count(ALERTS{alertstate="firing", ml_run_id!=""}) or vector(0)'), about="Firing, about runs."),
         number("Productive", "percentunit", ask_once(f'sum(last_over_time(ml_run_time_seconds_total{{{SERVICE}, ml_time_category="productive"}}[{WHOLE}])) / sum(last_over_time(ml_run_time_seconds_total{{{SERVICE}}}[{WHOLE}]))'), about="The share of all runs' wall time in which they learned."),
         runs,
@@ -345,7 +372,7 @@ def fleet() -> dashboard.Dashboard:
     )  # fmt: skip
     add(
         made, "What went wrong",
-        rows("Alerts", ask_once('ALERTS{ml_run_id!=""}', rows=True), wide=12, about="Firing and pending, about runs."),
+        rows("Firing and pending", ask_once('ALERTS{ml_run_id!=""}', rows=True), wide=12, about="Alerts about runs."),
         entries("Failures", ask_logs('{service_name=~"$service"} | event_name="ml.exception"'), wide=12, tall=9),
         lines("Skipped and failed steps", "short", ask(f'sum by (ml_run_id, ml_outcome) (ml_training_steps_total{{{SERVICE}, ml_outcome!="ok"}})', "{{ml_run_id}} {{ml_outcome}}"), wide=8),
         lines("Values that are no numbers", "short", ask(f"sum by (ml_run_id, ml_scalar_name) (ml_training_nonfinite_values_total{{{SERVICE}}})", "{{ml_run_id}} {{ml_scalar_name}}"), wide=8),
@@ -356,9 +383,13 @@ def fleet() -> dashboard.Dashboard:
 
 def inference() -> dashboard.Dashboard:
     """Models that serve: how many requests, how fast, how many fail."""
-    made = page("otel-ml-inference", "Inference", "Models that serve: how many forward passes, how fast, how many fail.")
+    made = page(
+        "otel-ml-inference", "Inference", "Models that serve: how many forward passes, how fast, how many fail."
+    )
     made.with_variable(choice("run", "Run", "label_values(ml_inference_requests_total, ml_run_id)"))
-    made.with_variable(choice("model", "Model", 'label_values(ml_inference_requests_total{ml_run_id=~"$run"}, ml_model_name)'))
+    made.with_variable(
+        choice("model", "Model", 'label_values(ml_inference_requests_total{ml_run_id=~"$run"}, ml_model_name)')
+    )
     asked = f"ml_inference_requests_total{{{MODEL}"
     took = f"ml_inference_duration_seconds_bucket{{{MODEL}}}"
     add(
@@ -387,13 +418,25 @@ def inference() -> dashboard.Dashboard:
         rows("Failed requests", TraceSearch("$service", "ml.inference", "ml.outcome=failed"), wide=12),
         entries("Logs", ask_logs('{ml_run_id=~"$run", service_name="$service"}'), tall=10),
     )  # fmt: skip
-    made.with_variable(choice("service", "Service", 'label_values(ml_inference_requests_total{ml_run_id=~"$run"}, service_name)', whole=None, several=False))
+    made.with_variable(
+        choice(
+            "service",
+            "Service",
+            'label_values(ml_inference_requests_total{ml_run_id=~"$run"}, service_name)',
+            whole=None,
+            several=False,
+        )
+    )
     return made
 
 
 def pipeline() -> dashboard.Dashboard:
     """The way of the telemetry: what comes in, what goes out, what is lost, and what it costs."""
-    made = page("otel-ml-pipeline", "Pipeline health", "The way of the telemetry: what comes in, what goes out, what is lost, and what it costs.")
+    made = page(
+        "otel-ml-pipeline",
+        "Pipeline health",
+        "The way of the telemetry: what comes in, what goes out, what is lost, and what it costs.",
+    )
 
     def own(name: str) -> str:  # the Collector's counters, by signal, with the suffix that some readers add or without
         return f'{{__name__=~"otelcol_{name}_(spans|metric_points|log_records)(_total)?"}}'
@@ -446,7 +489,8 @@ DASHBOARDS = {"training-run": training_run, "fleet": fleet, "inference": inferen
 def written() -> dict[str, str]:
     """Every dashboard's file name and text."""
     return {
-        f"{name}.json": json.dumps(_numbered(json.loads(JSONEncoder(sort_keys=True).encode(make().build()))), indent=1) + "\n"
+        f"{name}.json": json.dumps(_numbered(json.loads(JSONEncoder(sort_keys=True).encode(make().build()))), indent=1)
+        + "\n"
         for name, make in DASHBOARDS.items()
     }
 
@@ -459,13 +503,19 @@ def _numbered(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the files; say which changed."""
+    """Write the files and say which changed; with --check, only say which would, and fail if any."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is not as it would be")
+    check = parser.parse_args().check
+    differing = []
     for name, text in written().items():
         path = FOLDER / name
-        before = path.read_text(encoding="utf-8") if path.exists() else None
-        path.write_text(text, encoding="utf-8")
-        if before != text:
-            sys.stdout.write(f"{path.name}\n")
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            differing.append(name)
+            if not check:
+                path.write_text(text, encoding="utf-8")
+    sys.stdout.writelines(f"{name}\n" for name in differing)
+    sys.exit(1 if check and differing else 0)
 
 
 if __name__ == "__main__":

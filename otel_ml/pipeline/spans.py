@@ -163,7 +163,9 @@ class Spans:
             self._ids.trace_id, self._ids.span_id = ids
         # JSON has no word for them: Jaeger answers a search that finds one such span with an error, and nothing else.
         said = {k: str(v) if isinstance(v, float) and not isfinite(v) else v for k, v in attributes.items()}
-        return self._tracer.start_span(name, Context(), links=links, start_time=self.anchor.unix(start), attributes=said)
+        return self._tracer.start_span(
+            name, Context(), links=links, start_time=self.anchor.unix(start), attributes=said
+        )
 
     def _end(self, span: Any, end: int, error: str | None = None) -> None:
         if error is not None:

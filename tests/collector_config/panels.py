@@ -40,7 +40,7 @@ OF_THE_STACK = {
 
 _UNITS = {"s": "_seconds", "By": "_bytes", "J": "_joules", "1": "_ratio"}
 _FUNCTIONS = {
-    "abs", "absent", "and", "avg", "avg_over_time", "bool", "by", "count", "count_over_time", "group_left", "group_right",
+    "abs", "and", "avg", "avg_over_time", "bool", "by", "count", "count_over_time", "group_left", "group_right",
     "histogram_quantile", "ignoring", "increase", "last_over_time", "max", "max_over_time", "min", "min_over_time",
     "offset", "on", "or", "quantile_over_time", "rate", "sort", "sort_desc", "stddev_over_time", "sum", "time", "topk",
     "unless", "vector", "without",
@@ -68,7 +68,9 @@ def rules() -> Iterator[dict[str, Any]]:
 
 def alerts() -> dict[str, dict[str, Any]]:
     """Every alert, Loki's as well, by its name."""
-    logs = [rule for group in yaml.safe_load(LOG_RULES.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
+    logs = [
+        rule for group in yaml.safe_load(LOG_RULES.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]
+    ]
     return {rule["alert"]: rule for rule in [*rules(), *logs] if "alert" in rule}
 
 
@@ -105,9 +107,13 @@ class Query:
 
 
 def queries(dashboard: Mapping[str, Any], values: Mapping[str, str]) -> list[Query]:
-    """Every panel's queries with the variables replaced: `values` by name, `$__…` as Grafana would in an hour's view."""
+    """Every panel's queries, variables replaced: `values` by name, `$__…` as Grafana would in a view of an hour."""
     grafana = {"__rate_interval": "1m", "__range": "1h", "__interval": "15s"}
-    everything = {**{v["name"]: v.get("allValue", "") for v in dashboard["templating"].get("list", ())}, **grafana, **values}
+    everything = {
+        **{v["name"]: v.get("allValue", "") for v in dashboard["templating"].get("list", ())},
+        **grafana,
+        **values,
+    }
 
     def filled(text: str) -> str:
         return re.sub(r"\$(\w+)", lambda match: everything[match[1]], text)
@@ -118,7 +124,11 @@ def queries(dashboard: Mapping[str, Any], values: Mapping[str, str]) -> list[Que
             kind = target["datasource"]["type"]
             if kind == "jaeger":
                 tags = dict(pair.split("=", 1) for pair in filled(target["tags"]).split())
-                asked = {"service": filled(target["service"]), "operation": target["operation"], "tags": json.dumps(tags)}
+                asked = {
+                    "service": filled(target["service"]),
+                    "operation": target["operation"],
+                    "tags": json.dumps(tags),
+                }
                 found.append(Query(panel["title"], kind, json.dumps(asked), instant=False))
             else:
                 instant = bool(target.get("instant")) or target.get("queryType") == "instant"
