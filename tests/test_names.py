@@ -42,9 +42,7 @@ TO_COME = {
     "hw.id": "only a device that counts its memory has such metrics; a CPU does not",
 }
 METRICS_TO_COME = {
-    "ml.memory.allocated": "as above",
     "ml.memory.device.peak": "as above",
-    "ml.memory.limit": "as above",
     "ml.training.mfu": "only where the device's peak is known",
 }
 # Attributes that a metric may carry and does not yet.

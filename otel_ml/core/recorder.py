@@ -34,6 +34,7 @@ __all__ = [
     "DEVICE_UPDATE",
     "DEVICE_WAIT",
     "DONE",
+    "FAILED",
     "FETCH",
     "FETCHED",
     "FETCH_END",
@@ -56,7 +57,7 @@ WIDTH = 5
 # code            a                          b
 FETCH = 1  #      samples or -1              tokens or -1
 FETCH_END = 2  #  -                          -
-FORWARD = 3  #    root's index               samples | tokens << 32, or -1
+FORWARD = 3  #    root's index               samples | tokens << 32, or -1; FAILED where it raised
 FORWARD_NOGRAD = 4  #  as FORWARD
 BACKWARD = 5  #   loss as float, or None     -
 ZERO_GRAD = 6  #  optimizer's index          -
@@ -75,6 +76,8 @@ DEVICE_UPDATE = 16  # function's index       -
 DEVICE_CALL = 17  #   root's index           samples | tokens << 32, or -1
 DEVICE_WAIT = 18  #   -                      -
 NUMBERED = 19  #  the number that the program gives its next step
+
+FAILED = -2  # instead of a forward's samples: an exception left it
 
 # Where the online counter stands.
 CLOSED = 0  # no step

@@ -212,7 +212,9 @@ class Run:
             self._tell_exception(error, live.number if live is not None and live.state else None, context, at)
         self.records.finish(at)
         totals.ended_unix_ns = self.anchor.unix(at)
-        self.telemetry.tick(upto=at, cpu_s=self.drain.cpu_s, state="finished" if error is None else "failed")
+        self.telemetry.tick(
+            upto=at, cpu_s=self.drain.cpu_s, state="failed" if totals.outcome == "failed" else "finished"
+        )
         self.aggregate.fill(at)
         totals.verdict, totals.evidence, totals.advice = self._judge(totals)
         verdict = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -160,8 +161,10 @@ class Spans:
     ) -> Any:
         if self._ids is not None and ids is not None:
             self._ids.trace_id, self._ids.span_id = ids
+        # JSON has no word for them: Jaeger answers a search that finds one such span with an error, and nothing else.
+        said = {k: str(v) if isinstance(v, float) and not isfinite(v) else v for k, v in attributes.items()}
         return self._tracer.start_span(
-            name, Context(), links=links, start_time=self.anchor.unix(start), attributes=attributes
+            name, Context(), links=links, start_time=self.anchor.unix(start), attributes=said
         )
 
     def _end(self, span: Any, end: int, error: str | None = None) -> None:
@@ -229,11 +232,13 @@ class Spans:
             self._end(span, evaluation.end)
 
     def call(self, call: Call) -> None:
-        """Emit an inference, within the budget."""
-        if self._calls.take(1, call.end):
+        """Emit an inference, within the budget; one that failed has another one besides."""
+        if self._calls.take(1, call.end) or (call.failed and self._others.take(1, call.end)):
             attributes = {names.MODEL_NAME: roots.facts[call.root].get("name", roots.labels[call.root])}
+            if call.failed:
+                attributes[names.OUTCOME] = "failed"
             span = self._start(names.SPAN_INFERENCE, call.start, attributes, links=[self._run_link()])
-            self._end(span, call.end)
+            self._end(span, call.end, "an exception left the forward pass" if call.failed else None)
 
     def rare(self, rare: Rare, name: str, attributes: dict[str, Any]) -> None:
         """Emit a compile or checkpoint that happened outside a step; those inside are its children."""

@@ -140,6 +140,7 @@ class Call(NamedTuple):
     root: int
     samples: int | None
     compiling: int = 0  # nanoseconds of it that went into compilations
+    failed: bool = False  # an exception left it
 
 
 Output = Step | Evaluation | Call | Rare
@@ -282,11 +283,11 @@ class Tracker:
 
     def _serve(self, item: Item) -> None:
         if item.code == r.FORWARD:
-            self.out.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None))
+            self.out.append(_call(item))
 
     def _forward_nograd(self, item: Item) -> None:
         if not self.trains:
-            self.out.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None, _compiling(item)))
+            self.out.append(_call(item))
             return
         if self._turned():
             self._close_at(item.start, len(self.items))
@@ -299,7 +300,7 @@ class Tracker:
     def _device_call(self, item: Item) -> None:
         """A call of a compiled function that does not train."""
         if not self.trains:
-            self._early.append(Call(item.start, item.end, item.a, unpack(item.b)[0] or None, _compiling(item)))
+            self._early.append(_call(item))
             if len(self._early) > _UNTRAINED:
                 self.out.append(self._early.pop(0))
             return
@@ -576,6 +577,12 @@ def _count(step: Step, items: list[Item], roots: int) -> None:
 def framework_of(codes: Iterable[int]) -> str:
     """Whose step it is."""
     return "torch" if (DEVICE_TURNS | DEVICE_LEARNS).isdisjoint(codes) else "jax"
+
+
+def _call(item: Item) -> Call:
+    """A root forward or compiled function's call that serves."""
+    samples = unpack(item.b)[0] or None
+    return Call(item.start, item.end, item.a, samples, _compiling(item), item.b == r.FAILED)
 
 
 def _compiling(item: Item) -> int:

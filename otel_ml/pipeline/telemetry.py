@@ -11,6 +11,7 @@ from otel_ml import names
 from otel_ml.core import runtime
 from otel_ml.core.context import optimizers, recorders, roots
 from otel_ml.errors import guard, swallowed
+from otel_ml.pipeline import memory
 from otel_ml.pipeline.aggregate import memory_peak
 from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
@@ -52,6 +53,7 @@ class Telemetry:
         self._told_records = (0, 0)
         self._told_cpu = 0.0
         self._described: set[int] = set()
+        self._memory_limit = memory.limit()
         self._optimizers_seen: set[int] = set()
 
     def take(self, found: Step | Evaluation | Call | Rare | list[Call], recorder: Recorder) -> None:
@@ -223,16 +225,16 @@ class Telemetry:
         return out
 
     def _calls(self, calls: list[Call]) -> None:
-        roots_met: dict[int, list[Call]] = {}
+        roots_met: dict[tuple[int, bool], list[Call]] = {}
         for call in calls:
             self.aggregate.call(call)
             self.spans.call(call)
-            roots_met.setdefault(call.root, []).append(call)
-        for root, several in roots_met.items():
+            roots_met.setdefault((call.root, call.failed), []).append(call)
+        for (root, failed), several in roots_met.items():
             model = {names.MODEL_NAME: roots.facts[root].get("name", roots.labels[root])}
-            ok = {**model, names.OUTCOME: "ok"}
-            self.instruments.observe(names.INFERENCE_DURATION, [(c.end - c.start) / 1e9 for c in several], ok)
-            self.instruments.add(names.INFERENCE_REQUESTS, len(several), ok)
+            ended = {**model, names.OUTCOME: "failed" if failed else "ok"}
+            self.instruments.observe(names.INFERENCE_DURATION, [(c.end - c.start) / 1e9 for c in several], ended)
+            self.instruments.add(names.INFERENCE_REQUESTS, len(several), ended)
             sizes = [float(c.samples) for c in several if c.samples is not None]
             if sizes:
                 self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
@@ -320,6 +322,9 @@ class Telemetry:
         for known in ("running", "finished", "failed"):
             instruments.set(names.RUN_STATUS, int(known == state), {names.RUN_STATE: known})
         instruments.set(names.MEMORY_PEAK, memory_peak(), None)
+        for metric, size in ((names.MEMORY_ALLOCATED, memory.resident()), (names.MEMORY_LIMIT, self._memory_limit)):
+            if size is not None:
+                instruments.set(metric, size, None)
         for number, facts in enumerate(roots.facts):
             if facts and number not in self._described:
                 self._described.add(number)

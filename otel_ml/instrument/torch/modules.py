@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders, roots
-from otel_ml.core.recorder import FORWARD, FORWARD_NOGRAD, OPEN
+from otel_ml.core.recorder import FAILED, FORWARD, FORWARD_NOGRAD, OPEN
 from otel_ml.errors import guard
 from otel_ml.instrument.torch.hidden import hide, hide_deep, tracing
 
@@ -115,6 +115,9 @@ class Roots:
             start = now()
             try:
                 return (self._call_impl if compiled is None else compiled)(*args, **kwargs)
+            except Exception:
+                size = FAILED
+                raise
             finally:
                 end = now()
                 number = numbers.get(id(self))

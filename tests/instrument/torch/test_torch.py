@@ -272,6 +272,48 @@ def test_inference_is_told_by_the_call() -> None:
     assert seen.steps() == []
 
 
+def test_a_forward_that_raises_is_a_failed_request() -> None:
+    """An exception that leaves a serving model's call passes through, the same object, and the call has failed."""
+    clock = FakeClock()
+    wrong = ValueError("no such character")
+
+    class Refusing(Model):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[0] == 3:
+                clock.advance(0.005)
+                raise wrong
+            return super().forward(x)
+
+    with capture(clock=clock) as seen, torch.no_grad():
+        model = Refusing(clock)
+        for rows in (4, 3, 2):
+            if rows == 3:
+                with pytest.raises(ValueError, match="no such character") as raised:
+                    model(torch.ones(rows, 3))
+                assert raised.value is wrong
+            else:
+                model(torch.ones(rows, 3))
+    ok = ((names.MODEL_NAME, "Refusing"), (names.OUTCOME, "ok"))
+    failed = ((names.MODEL_NAME, "Refusing"), (names.OUTCOME, "failed"))
+    assert seen.points(names.INFERENCE_DURATION) == {ok: (2, 0.02), failed: (1, 0.005)}
+    assert seen.points(names.INFERENCE_REQUESTS) == {ok: 2, failed: 1}
+    assert seen.points(names.INFERENCE_BATCH_SIZE) == {ok[:1]: (2, 6.0)}
+    assert [(span["status"], span["attributes"].get(names.OUTCOME)) for span in seen.named(names.SPAN_INFERENCE)] == [
+        ("unset", None), ("error", "failed"), ("unset", None),
+    ]  # fmt: skip
+
+
+def test_a_span_says_in_words_what_is_no_number() -> None:
+    """A loss that is NaN is a number in the record of its step, and text in its span, which JSON has to carry."""
+    with capture() as seen:
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        (model(torch.ones(2, 3)).mean() * math.nan).backward()
+        optimizer.step()
+    assert [span["attributes"][names.LOSS.name] for span in seen.named(names.SPAN_STEP)] == ["nan"]
+    assert [math.isnan(step[names.LOSS.name]) for step in seen.steps()] == [True]
+
+
 def test_values_are_the_programs() -> None:
     """Loss, learning rate, gradient norm, samples and tokens are what the program had in hand."""
     ids = torch.arange(32).reshape(8, 4) % 11
