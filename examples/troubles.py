@@ -9,6 +9,7 @@ An ordinary program; what goes wrong in it goes wrong in real ones. The text is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ class Text(Dataset[tuple[Tensor, Tensor]]):
     """Windows of characters, each with the one that follows; `delay_s` is what fetching one costs."""
 
     def __init__(self, context: int, delay_s: float) -> None:
-        text = "\n".join(topics.values())
+        text = "\n".join(topics.values())[:50_000]
         self.vocabulary = sorted(set(text))
         code_of = {character: code for code, character in enumerate(self.vocabulary)}
         self.codes = torch.tensor([code_of[character] for character in text])
@@ -94,16 +95,16 @@ def trouble(name: str, step: int, steps: int, loss: Tensor, stall_s: float, out:
 
 def train(name: str, steps: int, pause_s: float, stall_s: float, out: Path) -> None:
     torch.manual_seed(0)
-    context, batch = 8, 64
-    data = Text(context, delay_s=0.0005 if name == "slow-data" else 0.0)
+    context, batch = 32, 32
+    data = Text(context, delay_s=0.001 if name == "slow-data" else 0.0)
     loader = DataLoader(data, batch_size=batch, shuffle=True, drop_last=True)
-    model: nn.Module = Model(len(data.vocabulary), context, width=64)
+    model: nn.Module = Model(len(data.vocabulary), context, width=1024)
     called: Callable[[Tensor], Tensor] = model
     if name == "recompiles":
         called = torch.compile(model, backend="eager", dynamic=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1, enabled=name == "skipped")
-    batches = iter(loader)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
     for step in range(steps):
         x, y = next(batches)
         if name == "recompiles":

@@ -407,8 +407,8 @@ def inference() -> dashboard.Dashboard:
         lines("Time", "s", *quantiles(took, "ml_model_name"), about="Of the forward pass alone."),
         heat("Requests by their time", "s", ask_buckets(f"sum by (le) (increase({took}[{RATE}]))")),
         lines("Time of traced requests", "s", *quantiles('traces_span_metrics_duration_seconds_bucket{ml_run_id=~"$run", span_name="ml.inference"}'), about="Each dot is a request with a trace."),
-        lines("Failed", "percentunit", ask(f'sum by (ml_model_name) (rate({asked}, ml_outcome="failed"}}[{RATE}])) / sum by (ml_model_name) (rate({asked}}}[{RATE}]))', "{{ml_model_name}}"), wide=8),
-        lines("Samples a request", "short", ask(f"sum by (ml_model_name) (rate(ml_inference_batch_size_sum{{{MODEL}}}[{RATE}])) / sum by (ml_model_name) (rate(ml_inference_batch_size_count{{{MODEL}}}[{RATE}]))", "{{ml_model_name}}"), wide=8),
+        lines("Failing", "percentunit", ask(f'sum by (ml_model_name) (rate({asked}, ml_outcome="failed"}}[{RATE}])) / sum by (ml_model_name) (rate({asked}}}[{RATE}]))', "{{ml_model_name}}"), wide=8),
+        lines("Batch size", "short", ask(f"sum by (ml_model_name) (rate(ml_inference_batch_size_sum{{{MODEL}}}[{RATE}])) / sum by (ml_model_name) (rate(ml_inference_batch_size_count{{{MODEL}}}[{RATE}]))", "{{ml_model_name}}"), wide=8),
         lines("Busy", "percentunit", ask(f"sum by (ml_model_name) (rate(ml_inference_duration_seconds_sum{{{MODEL}}}[{RATE}]))", "{{ml_model_name}}"), about="Seconds of forward passes a second; above 1, several threads or processes serve.", wide=8),
         lines("Memory", "bytes", ask('ml_memory_allocated_bytes{ml_run_id=~"$run"} and on (service_instance_id) ml_inference_requests_total', "{{service_name}} {{hw_id}}"), wide=24),
     )  # fmt: skip

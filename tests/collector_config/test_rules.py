@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.collector_config.panels import RULES, SHIPPED, alerts, known, metrics_of, rules
+from tests.collector_config.panels import RULES, SHIPPED, alerts, dashboards, known, metrics_of, rules
 from tests.e2e.backends import backend, ports, started, until
 
 if TYPE_CHECKING:
@@ -90,6 +90,14 @@ def test_the_runbooks_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert [at for at in links if at.startswith("#") and at[1:] not in anchors] == []
     assert [at for at in links if not at.startswith("#") and not (SHIPPED / at).exists()] == []
+
+
+def test_the_runbooks_panels_are_there() -> None:
+    """A panel that the runbook sends its reader to is on a dashboard."""
+    named = set(re.findall(r"(?<!\*)\*([A-Z][^*]*)\*(?!\*)", RUNBOOK.read_text(encoding="utf-8")))
+    titles = {panel["title"] for dashboard in dashboards().values() for panel in dashboard["panels"]}
+    assert {"Idle", "Progress by rank"} <= named
+    assert named - titles == set()
 
 
 def test_rules_ask_for_what_is_emitted() -> None:

@@ -27,7 +27,7 @@ DDP = ROOT / "tests" / "faults" / "programs" / "ddp.py"
 
 # Run, program, its arguments, how it ends.
 RUNS: dict[str, tuple[list[str], int]] = {
-    "char-gpt": ([str(EXAMPLES / "torch_train.py"), "--steps=300", "--workers=1"], 0),
+    "char-gpt": ([str(EXAMPLES / "torch_train.py"), "--steps=200", "--workers=1"], 0),
     "next-character": ([str(EXAMPLES / "torch_serve.py"), "--requests=400", "--empty=5"], 0),
     "well": ([str(EXAMPLES / "troubles.py"), "none"], 0),
     "nan": ([str(EXAMPLES / "troubles.py"), "nan"], 0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -301,6 +302,31 @@ def test_a_forward_that_raises_is_a_failed_request() -> None:
     assert [(span["status"], span["attributes"].get(names.OUTCOME)) for span in seen.named(names.SPAN_INFERENCE)] == [
         ("unset", None), ("error", "failed"), ("unset", None),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, "finished"), (KeyboardInterrupt, "finished"), (ValueError, "failed")]
+)
+def test_the_runs_status_says_how_it_ended(error: type[BaseException] | None, state: str) -> None:
+    """A run that an exception ended has failed; one that Ctrl-C ended was meant to end."""
+    blocks = []
+
+    def program() -> None:
+        with capture() as seen:
+            blocks.append(seen)
+            model = nn.Linear(3, 1)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            model(torch.ones(2, 3)).mean().backward()
+            optimizer.step()
+            if error is not None:
+                raise error
+
+    with nullcontext() if error is None else pytest.raises(error):
+        program()
+    ended = blocks[0].points(names.RUN_STATUS)
+    assert {dict(key)[names.RUN_STATE]: value for key, value in ended.items()} == {
+        known: int(known == state) for known in ("running", "finished", "failed")
+    }
 
 
 def test_a_span_says_in_words_what_is_no_number() -> None:
