@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 from otel_ml import names
 from otel_ml.errors import StoreError
+from otel_ml.store import outbox
 from otel_ml.store.ending import FILE, Ending, read_ending
 from otel_ml.store.schema import COLUMNS, EXTRAS, MIGRATIONS, SUFFIX, boot_and_start, has_proc, migrate
 from otel_ml.totals import Distribution, LossCurve, RunTotals
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
-    "LogRow", "PointRow", "Process", "Run", "RunReader", "SpanRow", "State", "delete_run", "find_run", "list_runs",
-    "read_run",
+    "LogRow", "PointRow", "Process", "Run", "RunReader", "SpanRow", "State", "Undelivered", "delete_run", "find_run",
+    "list_runs", "read_run", "undelivered",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -446,6 +447,31 @@ def _alive(pid: int, kernel_start: str | None) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@dataclass(frozen=True)
+class Undelivered:
+    """Of a file's spans, logs and points: how many an endpoint lacks, how many it refuses for good, and why."""
+
+    left: dict[str, int]
+    refused: dict[str, int]
+    reasons: dict[str, str]
+
+
+def undelivered(path: Path, *, unasked: bool = False, again: bool = False) -> Undelivered:
+    """What an endpoint does not have of a file (`outbox.py`).
+
+    Args:
+        path: the file.
+        unasked: count what was recorded while no endpoint was set as left, too.
+        again: count what was refused for good as left, too.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    with _opened(path) as (connection, _):
+        left = outbox.left(connection, unasked=unasked, again=again)
+        return Undelivered(left, outbox.refused(connection), outbox.reasons(connection))
 
 
 # --- a run's rows ---------------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""The real Collector goes away and comes back: in the end it has what the local store has, each record once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_ml.store.reader import list_runs
+from tests.e2e.launching import BIN, RUN, environment, recorded
+from tests.e2e.test_collector import COLLECTOR, backend, parsed, ports, started
+from tests.faults.processes import Process, once, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.e2e.receivers import Received
+
+# It writes what it acknowledged before it is killed, and goes on in the same files.
+KEEPING = COLLECTOR.replace('.jsonl"}', '.jsonl", append: true, flush_interval: 10ms}')
+STEPS = 40
+
+
+class Far:
+    """A Collector that can be started again, and what it has written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.http, self.grpc = ports(2)
+        self._configuration = folder / "collector.yaml"
+        self._configuration.write_text(
+            KEEPING.replace("HTTP", self.http).replace("GRPC", self.grpc).replace("FOLDER", str(folder)),
+            encoding="utf-8",
+        )
+
+    def started(self) -> Any:
+        """The Collector, until the end of the context."""
+        return started([backend("otelcol"), f"--config={self._configuration}"], self.folder, self.http)
+
+    def variables(self, protocol: str) -> dict[str, str]:
+        """What a program that sends to it is told."""
+        return {
+            "OTEL_ML_DIR": str(self.folder / "runs"),
+            "OTEL_ML_STRICT": "1",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.grpc if protocol == 'grpc' else self.http}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
+            "OTEL_METRIC_EXPORT_INTERVAL": "500",
+        }
+
+    def received(self) -> Received:
+        """What it has written so far; the last line may be half written."""
+        for signal in ("traces", "metrics", "logs"):
+            path = self.folder / f"{signal}.jsonl"
+            path.touch()
+            whole, _, _ = path.read_bytes().rpartition(b"\n")
+            path.with_suffix(".whole").write_bytes(whole)
+        folder = self.folder / "whole"
+        folder.mkdir(exist_ok=True)
+        for signal in ("traces", "metrics", "logs"):
+            (self.folder / f"{signal}.whole").replace(folder / f"{signal}.jsonl")
+        return parsed(folder)
+
+
+def replay(*arguments: str, **env: str) -> tuple[int, dict[str, Any]]:
+    """The exit code of `otel-ml replay`, and what it says of the only run."""
+    done = subprocess.run(
+        [str(BIN / "otel-ml"), "replay", "--json", *arguments],
+        env=environment(**env), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    (told,) = json.loads(done.stdout)["runs"]
+    return done.returncode, told
+
+
+def sent(told: dict[str, Any], what: str = "sent") -> dict[str, int]:
+    """How many of each signal."""
+    return {signal: counts[what] for signal, counts in told["signals"].items()}
+
+
+def spans_and_logs(received: Received) -> tuple[Counter[Any], Counter[Any]]:
+    """The spans and log records that arrived, by what tells one from another."""
+    logs = ((log.event or "", str(log.body), json.dumps(log.attributes, sort_keys=True)) for log in received.logs)
+    return Counter(span.span_id for span in received.spans), Counter(logs)
+
+
+def spans_and_logs_here(directory: Path) -> tuple[Counter[Any], Counter[Any]]:
+    """The same of the local store."""
+    found = recorded(directory)
+    logs = ((log.event_name or "", str(log.body), json.dumps(log.attributes, sort_keys=True)) for log in found.logs())
+    return Counter(span.span_id for span in found.spans()), Counter(logs)
+
+
+def steps_here(directory: Path) -> float:
+    """What the store's step counter came to."""
+    return sum(point.value or 0 for point in recorded(directory).points("ml.training.steps", latest=True))
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_collector_is_killed_and_comes_back(protocol: str, tmp_path: Path) -> None:
+    """Of a run that goes on while the Collector is dead nothing is lost, nothing comes twice, no curve has a hole."""
+    far = Far(tmp_path)
+    runs = tmp_path / "runs"
+    with Process(RUN, "gated.py", cwd=tmp_path, **far.variables(protocol)) as program:
+        with far.started() as (collector, _):
+            program.say(str(STEPS))
+            program.until("MADE")
+            wait_until(runs, steps=STEPS - 1)  # the last one is over when the next begins
+            once(lambda: spans_and_logs(far.received()) == spans_and_logs_here(runs), "the first steps to arrive")
+            before = far.received()
+            collector.kill()
+            collector.wait()
+        program.say(str(STEPS))
+        program.until("MADE")
+        wait_until(runs, steps=2 * STEPS - 1)
+        once(lambda: spans_and_logs(far.received()) != spans_and_logs_here(runs), "what has not arrived")
+        with far.started():
+            program.say(str(STEPS))
+            program.until("MADE")
+            wait_until(runs, steps=3 * STEPS - 1)
+            once(lambda: spans_and_logs(far.received()) == spans_and_logs_here(runs), "everything that was kept")
+            program.hang_up()
+            ended = program.end()
+
+    code, told = replay("--dry-run", **far.variables(protocol))
+    assert (ended.code, code, sent(told, "left")) == (0, 0, {"traces": 0, "logs": 0, "metrics": 0})
+    received = far.received()
+    assert spans_and_logs(received) == spans_and_logs_here(runs)
+    assert set(spans_and_logs(received)[0].values()) == {1}
+    assert received.totals("ml.training.steps") == {"ml.outcome=ok": steps_here(runs)} == {"ml.outcome=ok": 3 * STEPS}
+    away = [p for p in received.points if p.name == "ml.training.steps" and STEPS < (p.value or 0) <= 2 * STEPS]
+    assert away
+    assert len(received.points) > len(before.points)
+
+
+def test_replay_after_the_end(tmp_path: Path) -> None:
+    """What a run recorded while the Collector was dead is sent by one command, once, however often it is typed."""
+    far = Far(tmp_path)
+    variables = far.variables("http/protobuf")
+    with Process(RUN, "gated.py", cwd=tmp_path, OTEL_ML_SHUTDOWN_TIMEOUT="1", **variables) as program:
+        program.say(str(STEPS))
+        program.until("MADE")
+        program.hang_up()
+        ended = program.end()
+    (found,) = list_runs(tmp_path / "runs")
+    assert ended.code == 0
+    assert f"otel-ml replay {found.id}" in ended.stderr
+
+    with far.started():
+        first = replay(found.id, **variables)
+        second = replay(found.id, **variables)
+    received = far.received()
+    spans, logs = spans_and_logs_here(tmp_path / "runs")
+    points = len(recorded(tmp_path / "runs").points())
+    assert (first[0], second[0]) == (0, 0)
+    assert sent(first[1]) == {"traces": spans.total(), "logs": logs.total(), "metrics": points}
+    assert sent(second[1]) == {"traces": 0, "logs": 0, "metrics": 0}
+    assert spans_and_logs(received) == (spans, logs)
+    assert len(received.points) == points
+    assert received.totals("ml.training.steps") == {"ml.outcome=ok": STEPS}
