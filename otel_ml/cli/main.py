@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("run", "report", "runs", "replay", "config", "doctor")
+COMMANDS = ("run", "report", "runs", "replay", "export", "import", "config", "doctor")
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130

@@ -45,6 +45,8 @@ T = TypeVar("T")
 State = Literal["running", "finished", "failed", "interrupted", "killed", "lost"]
 
 FRESH_S = 60.0  # rows younger than this say that a process on another machine lives; points come every 10 s
+BATCH_BYTES = 1 << 20
+BATCH_ROWS = 512
 TAILS = ("", "-wal", "-shm", "-journal")
 WAL_MODE = 2  # bytes 18 and 19 of a file whose newest rows are in a -wal beside it
 
@@ -530,6 +532,20 @@ class RunReader:
         """The metric points by time: those of metric `name`, or all; `latest` keeps each series' last."""
         points = self._read(lambda connection, process: _points(connection, process, name, latest=latest))
         return sorted(points, key=lambda point: (point.time_unix_ns, point.name))
+
+    def batches(self, signal: str) -> Iterator[outbox.Batch]:
+        """The rows of `spans`, `logs` or `points` as their OTLP bytes, some hundred at a time, by attempt and rank."""
+        for process in self.processes():
+            last = 0
+            with _opened(process.path) as (connection, _):
+                while True:
+                    batch = outbox.read(
+                        connection, signal, [(last + 1, outbox.END)], most_bytes=BATCH_BYTES, most_rows=BATCH_ROWS
+                    )
+                    if not batch.records:
+                        break
+                    last = batch.ids[-1]
+                    yield batch
 
     def totals(self) -> list[RunTotals]:
         """Each process's totals: what it said at its end, else what can be told from its rows."""
