@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"schema": 1, "runs": runs, "unclaimed": importer.unclaimed}, indent=2))
         return 0
     for run_id, counts in made.items():
-        told = ", ".join(f"{counts[key]:,} {key if key == 'spans' else word}" for word, key in WORDS.items())
+        told = f"{counts['spans']:,} spans, {counts['points']:,} metric points, {counts['logs']:,} log records"
         shown = literal(run_id, sys.stdout.encoding)
         print(f"imported {shown}: {told}; see it with: otel-ml report {shown}")
     return 0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.request
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from otel_ml.export.jsonlines import requests_in
 from otel_ml.store.reader import list_runs
-from tests.e2e.launching import BIN, RUN, environment, recorded
+from tests.e2e.launching import BIN, RUN, environment, launch, recorded, totals
 from tests.e2e.test_collector import COLLECTOR, backend, parsed, ports, started
 from tests.faults.processes import Process, once, wait_until
 
@@ -102,6 +104,54 @@ def curve(points: Sequence[Any]) -> set[int]:
 def steps_here(directory: Path) -> float:
     """What the store's step counter came to."""
     return sum(point.value or 0 for point in recorded(directory).points("ml.training.steps", latest=True))
+
+
+def test_round_trip_through_the_collector(tmp_path: Path) -> None:
+    """What `otel-ml export` writes, the Collector reads and writes again the same, and `otel-ml import` takes."""
+    far = Far(tmp_path)
+    variables = {"OTEL_ML_DIR": str(tmp_path / "runs"), "OTEL_ML_STEPS_PER_SECOND": "1000"}
+    assert launch(RUN, "observed.py", cwd=tmp_path, **variables).code == 0
+    signals = {"traces": "spans", "metrics": "points", "logs": "logs"}
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    with far.started():
+        for signal in signals:
+            path = ours / f"{signal}.jsonl"
+            assert command("export", "--signal", signal, "-o", str(path), **variables) == ""
+            for line in path.read_bytes().splitlines():
+                asked = urllib.request.Request(
+                    f"http://127.0.0.1:{far.http}/v1/{signal}", line, {"Content-Type": "application/json"}
+                )
+                with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310 - loopback
+                    assert answer.status == 200
+    # The Collector has ended in order: its files are whole.
+    theirs = [str(tmp_path / f"{signal}.jsonl") for signal in signals]
+    told = json.loads(command("import", "--json", "--dir", str(tmp_path / "back"), *theirs))
+
+    for signal in signals:
+        assert messages(tmp_path / f"{signal}.jsonl") == messages(ours / f"{signal}.jsonl")
+    here = recorded(tmp_path / "runs")
+    assert {signal: told["runs"][0][signal] for signal in signals} == {
+        "traces": len(here.spans()), "metrics": len(here.points()), "logs": len(here.logs()),
+    }  # fmt: skip
+    back = recorded(tmp_path / "back")
+    assert list(map(repr, back.points())) == list(map(repr, here.points()))
+    assert (back.spans(), back.logs(), back.resource()) == (here.spans(), here.logs(), here.resource())
+    assert totals(tmp_path / "back") == totals(tmp_path / "runs")
+
+
+def messages(path: Path) -> list[Any]:
+    """The requests in a file of OTLP JSON lines."""
+    with path.open("rb") as file:
+        return list(requests_in(file, path.name, most_bytes=1 << 30, say=pytest.fail))
+
+
+def command(*arguments: str, **env: str) -> str:
+    """What one of our commands prints."""
+    return subprocess.run(
+        [str(BIN / "otel-ml"), *arguments],
+        env=environment(**env), stdout=subprocess.PIPE, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
