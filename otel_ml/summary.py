@@ -76,16 +76,17 @@ def undelivered_in(run_id: str, paths: Iterable[Path]) -> list[str]:
     command = f"otel-ml replay {shlex.quote(literal(run_id))}"
     sentences = []
     if any(left.values()):
-        sentences.append(f"The endpoint has not acknowledged {_counted(left)}; they are kept here: {command}")
+        sentences.append(f"The endpoint has not acknowledged {_counted(left)}. To send what is kept here: {command}")
     if any(refused.values()):
         reason = next(iter(reasons.values()), "")
-        sentences.append(f"The endpoint refuses {_counted(refused)} ({literal(reason)}): {command} --again")
+        why = f" ({literal(reason)})" if reason else ""
+        sentences.append(f"The endpoint refuses {_counted(refused)}{why}. To try again: {command} --again")
     return sentences
 
 
 def _counted(counts: dict[str, int]) -> str:
-    words = {"spans": "spans", "logs": "log records", "points": "metric points"}
-    parts = [f"{count:,} {words[signal]}" for signal, count in counts.items() if count]
+    words = {"spans": "span", "logs": "log record", "points": "metric point"}
+    parts = [f"{count:,} {words[signal]}{'s' * (count != 1)}" for signal, count in counts.items() if count]
     return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
 
 

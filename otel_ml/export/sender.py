@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from otel_ml import redact
 from otel_ml.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -266,8 +267,9 @@ def _root(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())[:_LONGEST_REASON]
+def _short(said: str) -> str:
+    """Foreign words, short, on one line and without secrets."""
+    return redact.text(" ".join(said.split()))[:_LONGEST_REASON]
 
 
 # --- gRPC -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from otel_ml import redact
 from otel_ml.core.pace import Pace
 from otel_ml.errors import StoreError, swallow
 from otel_ml.export.requests import message_of, request_of
@@ -169,7 +170,7 @@ class Spool:
             try:
                 if self._owing and time.monotonic() >= self._not_before:
                     self._owing = False
-                    done = self._turn(None) and not any(self._ledger.failing.values())
+                    done = self._turn(None) and not any(list(self._ledger.failing.values()))
                     tries = 0 if done else tries + 1
                     self._owing = self._owing or not done
             except Exception:  # noqa: BLE001 - the law: never break the program
@@ -206,8 +207,8 @@ class Spool:
                 if answer.kind == "unwelcome":
                     self._say(
                         f"unwelcome {signal}",
-                        f"{attempt.way.where} takes no {signal} ({answer.reason}); look at OTEL_EXPORTER_OTLP_ENDPOINT "
-                        "and _HEADERS. They stay in the local store",
+                        f"{redact.text(attempt.way.where)} takes no {signal} ({answer.reason}); look at "
+                        "OTEL_EXPORTER_OTLP_ENDPOINT and _HEADERS. They stay in the local store",
                     )
                 return False
         return False
@@ -234,7 +235,7 @@ class Spool:
     def finish(self, deadline: float) -> None:
         """Send what is left until `deadline` (of `time.monotonic()`), to an endpoint that answered last time."""
         self._stopped = True
-        if os.getpid() != self._pid or not self._owing or all(self._ledger.failing.values()):
+        if os.getpid() != self._pid or not self._owing or all(list(self._ledger.failing.values())):
             return
         if time.monotonic() < self._not_before or not self._busy.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return
@@ -242,6 +243,8 @@ class Spool:
             for signal in outbox.SIGNALS:
                 if signal in self._ledger.owed and not self._ledger.failing.get(signal):
                     self._signal(signal, deadline)
+            for attempt in self._attempts.values():
+                attempt.way.close()
         finally:
             self._busy.release()
 
@@ -333,7 +336,7 @@ def _replay_signal(
             continue
         delay = pause_s(tries) if answer.after_s is None else answer.after_s * random.SystemRandom().uniform(1.0, 1.1)
         if answer.kind == "unwelcome" or time.monotonic() + delay > until:
-            report.trouble = f"{way.where}: {answer.reason}"
+            report.trouble = f"{redact.text(way.where)}: {answer.reason}"
             return
         tries += 1
         time.sleep(delay)

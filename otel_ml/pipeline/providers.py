@@ -363,6 +363,9 @@ def _owing(ledger: Any, table: str, exporter: Any) -> Any:
     if table == "points" and exporter._preferred_temporality.get(Counter) is AggregationTemporality.DELTA:  # noqa: SLF001
         return None
     ledger.owed.add(table)
+    for processor in ("BSP", "BLRP"):
+        queue = os.environ.get(f"OTEL_{processor}_MAX_QUEUE_SIZE", "")
+        ledger.queue = max(ledger.queue, int(queue) if queue.isdecimal() else 0)
     return ledger
 
 

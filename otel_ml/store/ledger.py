@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 _BETWEEN = 2  # stored collections between two that arrived: more, and an export was held up for longer than an interval
-_MOST = 8192  # rows in flight, or told of and not yet written; the SDK's queue holds 2,048 unless told otherwise
+_COLLECTIONS = 4096  # stored while no export has told anything: eleven hours
+_QUEUE = 2048  # records in the SDK's queue, and held back by the store before the first step
 
 
 class Ledger:
@@ -32,13 +33,14 @@ class Ledger:
 
     def __init__(self, owed: Iterable[str]) -> None:
         self.owed = set(owed)
+        self.queue = _QUEUE  # the most records that wait in the SDK's queue of a signal
         self.told_of: Callable[[bool], None] = _nothing  # called after an exporter has told; whether all arrived
         self.failing: dict[str, bool] = {}  # whether the signal's last export failed
         self._lock = threading.Lock()
         self._flying: dict[str, dict[Any, tuple[int, Any]]] = {"spans": {}, "logs": {}}
         self._early: dict[str, dict[Any, tuple[bool, Any]]] = {"spans": {}, "logs": {}}  # told of before written
         self._high = {"spans": 0, "logs": 0}
-        self._collections: deque[tuple[int, int, int]] = deque(maxlen=_MOST)  # first row, last row, when
+        self._collections: deque[tuple[int, int, int]] = deque(maxlen=_COLLECTIONS)  # first row, last row, when
         self._arrived: dict[str, list[int]] = {}
 
     # --- the store's side --------------------------------------------------------------------
@@ -56,7 +58,7 @@ class Ledger:
                     flying[key] = (row, known_by)
                 elif told[0]:
                     self._arrived.setdefault(signal, []).append(row)
-            while len(flying) > _MOST:
+            while len(flying) > 2 * self.queue:
                 del flying[next(iter(flying))]
 
     def collected(self, first: int, last: int, at_unix_ns: int) -> None:
@@ -112,7 +114,7 @@ class Ledger:
                     highest = max(highest, found[0])
                     if arrived:
                         self._arrived.setdefault(signal, []).append(found[0])
-            while len(early) > _MOST:
+            while len(early) > 2 * _QUEUE:
                 del early[next(iter(early))]
             dropped = self._overtaken(signal, highest)
             self.failing[signal] = not arrived

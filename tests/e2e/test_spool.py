@@ -110,7 +110,7 @@ def test_round_trip_through_the_collector(tmp_path: Path) -> None:
     """What `otel-ml export` writes, the Collector reads and writes again the same, and `otel-ml import` takes."""
     far = Far(tmp_path)
     variables = {"OTEL_ML_DIR": str(tmp_path / "runs"), "OTEL_ML_STEPS_PER_SECOND": "1000"}
-    assert launch(RUN, "observed.py", cwd=tmp_path, **variables).code == 0
+    assert launch(RUN, "observed.py", cwd=tmp_path, timeout=120, **variables).code == 0
     signals = {"traces": "spans", "metrics": "points", "logs": "logs"}
     ours = tmp_path / "ours"
     ours.mkdir()
