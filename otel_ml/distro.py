@@ -28,12 +28,14 @@ from otel_ml.core import runtime
 from otel_ml.core.context import recorders
 from otel_ml.core.profiling import Profiler
 from otel_ml.errors import OtelMlError, guard
+from otel_ml.export.spool import Spool
 from otel_ml.pipeline.adoption import make_way
 from otel_ml.pipeline.providers import Providers
 from otel_ml.pipeline.resource import resource_of
 from otel_ml.pipeline.run import Run
 from otel_ml.pipeline.views import views
 from otel_ml.settings import Settings
+from otel_ml.store.ledger import Ledger
 from otel_ml.store.schema import extra_folder
 from otel_ml.store.writer import StoreWriter
 from otel_ml.watch.anomalies import Anomalies
@@ -125,10 +127,11 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
     exporters = settings.exporters(environ, store=chosen.store)
     recorders.limit = chosen.buffer
     sent = {signal: [e for e in ways if e != settings.STORE] for signal, ways in exporters.items()}
+    ledger = Ledger(()) if chosen.store else None
     providers = Providers.make(
-        resource_of(identity, extra), sent, views(chosen.views_drop, {}, chosen.views_exponential)
+        resource_of(identity, extra), sent, views(chosen.views_drop, {}, chosen.views_exponential), ledger
     )
-    writer = None
+    writer = spool = None
     if chosen.store:
         writer = StoreWriter(
             chosen.directory,
@@ -137,11 +140,15 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
             total_bytes=chosen.store_total_mb * _MB,
             total_age_s=chosen.store_days * 86_400.0,
         )
+        if ledger is not None and ledger.owed:
+            writer.ledger = ledger
+            spool = Spool(writer, dict(environ))
         providers.store(writer, {s for s, ways in exporters.items() if settings.STORE in ways})
     run = Run(
         identity,
         providers,
         writer=writer,
+        spool=spool,
         judge=_judge,
         watch=Anomalies().recompiled,
         steps_per_second=chosen.steps_per_second,
@@ -209,9 +216,11 @@ def shutdown() -> None:
         totals = run.finish(error, chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store
         if totals is not None and chosen.summary and not (launched or run.identity.local_rank or _has_parent()):
-            from otel_ml.summary import print_totals
+            from otel_ml.summary import print_totals, undelivered_in
 
-            print_totals([totals], sys.stderr)
+            path = run.writer.path if run.spool is not None else None
+            also = [] if path is None else undelivered_in(run.identity.run_id, [path])
+            print_totals([totals], sys.stderr, also=also)
     if type(getattr(sys, "last_value", None)) is KeyboardInterrupt:
         _die_of_interrupt()
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from otel_ml.store.ending import Ending
     from otel_ml.totals import LossCurve, RunTotals
 
-__all__ = ["console_for", "literal", "number", "print_run", "print_totals", "size", "to_json"]
+__all__ = ["console_for", "literal", "number", "print_run", "print_totals", "size", "to_json", "undelivered_in"]
 
 MAX_WIDTH = 120
 KEY_WIDTH = 14  # the column of the rows' names, indent included
@@ -53,20 +53,60 @@ def print_run(directory: Path, run_id: str, *, ending: Ending, file: TextIO | No
 
     run = read_run(run_folder(directory, run_id))
     if run is not None:
-        _print(_merged(RunReader(run).totals(), ending), file, whole=True)
+        also = undelivered_in(run.id, [process.path for process in run.processes if process.state != "running"])
+        _print(_merged(RunReader(run).totals(), ending), file, whole=True, also=also)
+
+
+def undelivered_in(run_id: str, paths: Iterable[Path]) -> list[str]:
+    """What the endpoint lacks of a run whose processes have ended, in sentences with the command to type."""
+    from otel_ml.errors import StoreError
+    from otel_ml.store.reader import undelivered
+
+    left: dict[str, int] = {}
+    refused: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    for path in paths:
+        try:
+            found = undelivered(path)
+        except StoreError:  # what cannot be read, the reader tells of
+            continue
+        for counts, more in ((left, found.left), (refused, found.refused)):
+            counts.update({signal: counts.get(signal, 0) + count for signal, count in more.items()})
+        reasons.update(found.reasons)
+    command = f"otel-ml replay {shlex.quote(literal(run_id))}"
+    sentences = []
+    if any(left.values()):
+        sentences.append(f"The endpoint has not acknowledged {_counted(left)}. To send what is kept here: {command}")
+    if any(refused.values()):
+        reason = next(iter(reasons.values()), "")
+        why = f" ({literal(reason)})" if reason else ""
+        sentences.append(f"The endpoint refuses {_counted(refused)}{why}. To try again: {command} --again")
+    return sentences
+
+
+def _counted(counts: dict[str, int]) -> str:
+    words = {"spans": "span", "logs": "log record", "points": "metric point"}
+    parts = [f"{count:,} {words[signal]}{'s' * (count != 1)}" for signal, count in counts.items() if count]
+    return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
 
 
 def print_totals(
-    totals: Sequence[RunTotals], file: TextIO | None = None, *, whole: bool = False, ending: Ending | None = None
+    totals: Sequence[RunTotals],
+    file: TextIO | None = None,
+    *,
+    whole: bool = False,
+    ending: Ending | None = None,
+    also: Sequence[str] = (),
 ) -> None:
     """Print the totals of a run's processes, to stderr unless told otherwise; nothing where there are none.
 
-    `ending` is what the launcher saw of the program's end, if it had one.
+    `ending` is what the launcher saw of the program's end, if it had one; `also` are sentences that
+    the reader should not miss.
 
     `whole` says that `totals` are all that is to be had, so that a rank that is not among them is missing;
     a process that prints its own at exit knows nothing of the others.
     """
-    _print(_merged(totals, ending), file, whole=whole)
+    _print(_merged(totals, ending), file, whole=whole, also=also)
 
 
 def to_json(totals: Sequence[RunTotals], ending: Ending | None = None) -> str:
@@ -287,13 +327,13 @@ CALM_VERDICTS = ("compute-bound", "no bottleneck found", "serving")
 UNFORESEEN = _Fill("", "bright_white", "▂", "?")
 
 
-def _print(run: _Merged | None, file: TextIO | None, *, whole: bool) -> None:
+def _print(run: _Merged | None, file: TextIO | None, *, whole: bool, also: Sequence[str] = ()) -> None:
     file = file or sys.stderr
     if run is None or file is None:  # a program without a console has no stderr
         return
     console = console_for(file)
     page = _Page(console)
-    _draw(page, run, whole=whole)
+    _draw(page, run, whole=whole, also=also)
     with console.capture() as capture:
         for line in page.lines:
             console.print(line)
@@ -397,7 +437,7 @@ class _Page:
             self.lines.append(line)
 
 
-def _draw(page: _Page, run: _Merged, *, whole: bool) -> None:
+def _draw(page: _Page, run: _Merged, *, whole: bool, also: Sequence[str] = ()) -> None:
     """The whole page, from the run's name to the line to type next."""
     shown = run.shown
     page.blank()
@@ -419,7 +459,7 @@ def _draw(page: _Page, run: _Merged, *, whole: bool) -> None:
         mean = seconds(shown.step_time.total_s / count)
         title = page.text(("a step's time", "bold"), (f"  {mean} on average", "dim"))
         page.bar(title, shown.phases, PHASES, parts=count)
-    warnings = list(_warnings(run, whole=whole))
+    warnings = [*_warnings(run, whole=whole), *also]
     if warnings:
         page.blank()
     for warning in warnings:

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Protocol, cast
 
 from otel_ml.errors import CommandError, OtelMlError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("run", "report", "runs", "stack", "config", "doctor")
+COMMANDS = ("run", "report", "runs", "stack", "replay", "export", "import", "config", "doctor")
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(name: str) -> Command:
-    return cast("Command", import_module(f"otel_ml.cli.{name}"))
+    module = f"{name}_" if iskeyword(name) else name
+    return cast("Command", import_module(f"otel_ml.cli.{module}"))
 
 
 def _top_level(words: list[str]) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from otel_ml.settings import Settings
 from otel_ml.store.reader import RunReader, find_run
-from otel_ml.summary import literal, print_totals, to_json
+from otel_ml.summary import literal, print_totals, to_json, undelivered_in
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(to_json(totals, found.ending))
     else:
-        print_totals(totals, sys.stdout, whole=True, ending=found.ending)
+        also = undelivered_in(found.id, [each.path for each in found.processes if each.state != "running"])
+        print_totals(totals, sys.stdout, whole=True, ending=found.ending, also=also)
     for problem in reader.problems():
         print(f"otel-ml: {literal(problem)}", file=sys.stderr)
     return 0

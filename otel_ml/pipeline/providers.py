@@ -10,8 +10,9 @@ from opentelemetry import _logs, metrics, trace
 from opentelemetry.sdk import _configuration as sdk
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Counter, MeterProvider
 from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
     MetricExporter,
     MetricExportResult,
     MetricReader,
@@ -42,8 +43,9 @@ _METRICS_MS = 10_000
 class _OfOneProcess:
     """Mixed into an exporter's wrapper: a forked child inherits it and must send nothing of its parent's."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, ledger: Any = None) -> None:
         self.inner = inner
+        self.ledger = ledger if _tells(inner) else None
         self.pid = os.getpid()
 
     def _ours(self) -> bool:
@@ -63,7 +65,7 @@ class _OfOneProcess:
 
         One lone surrogate or integer above int64 makes the SDK lose all that is sent together.
         """
-        if not type(self.inner).__module__.startswith("opentelemetry.exporter.otlp"):
+        if not _tells(self.inner):
             return []
         rest = [record for record in batch if _can(encode, record)]
         return rest if len(rest) < len(batch) else []
@@ -90,37 +92,58 @@ def _encode_logs(logs: Any) -> Any:
     return encode_logs(logs)
 
 
+def _tells(exporter: Any) -> bool:
+    """Whether this exporter's answer says that an endpoint has the records."""
+    return type(exporter).__module__.startswith("opentelemetry.exporter.otlp")
+
+
 class _Spans(_OfOneProcess, SpanExporter):
     def export(self, spans: Any) -> Any:
         if not self._ours():
             return SpanExportResult.SUCCESS
-        result = self.inner.export(spans)
-        rest = [] if result is SpanExportResult.SUCCESS else self._rest(spans, _encode_spans)
-        return self.inner.export(rest) if rest else result
+        result = SpanExportResult.FAILURE
+        try:
+            result = self.inner.export(spans)
+            rest = [] if result is SpanExportResult.SUCCESS else self._rest(spans, _encode_spans)
+            if rest:
+                result = self.inner.export(rest)
+        finally:
+            if self.ledger is not None:
+                known_by = [(span.context.trace_id, span.context.span_id) for span in spans]
+                self.ledger.told("spans", known_by, arrived=result is SpanExportResult.SUCCESS)
+        return result
 
 
 class _Logs(_OfOneProcess, LogRecordExporter):
     def export(self, batch: Any) -> Any:
         if not self._ours():
             return LogRecordExportResult.SUCCESS
-        result = self.inner.export(batch)
-        rest = [] if result is LogRecordExportResult.SUCCESS else self._rest(batch, _encode_logs)
-        return self.inner.export(rest) if rest else result
+        result = LogRecordExportResult.FAILURE
+        try:
+            result = self.inner.export(batch)
+            rest = [] if result is LogRecordExportResult.SUCCESS else self._rest(batch, _encode_logs)
+            if rest:
+                result = self.inner.export(rest)
+        finally:
+            if self.ledger is not None:
+                known_by = [log.log_record.attributes for log in batch]
+                self.ledger.told("logs", known_by, arrived=result is LogRecordExportResult.SUCCESS)
+        return result
 
 
 class _SpanBatches(BatchSpanProcessor):
     """Gathers spans in its own process; in a forked child it has no thread and gathers nothing."""
 
-    def __init__(self, exporter: SpanExporter, delay_ms: float) -> None:
-        super().__init__(_Spans(exporter), schedule_delay_millis=delay_ms)
+    def __init__(self, exporter: SpanExporter, delay_ms: float, ledger: Any = None) -> None:
+        super().__init__(_Spans(exporter, ledger), schedule_delay_millis=delay_ms)
         _stay_home(self._batch_processor)
 
 
 class _LogBatches(BatchLogRecordProcessor):
     """Gathers log records in its own process; in a forked child it has no thread and gathers nothing."""
 
-    def __init__(self, exporter: LogRecordExporter, delay_ms: float) -> None:
-        super().__init__(_Logs(exporter), schedule_delay_millis=delay_ms)
+    def __init__(self, exporter: LogRecordExporter, delay_ms: float, ledger: Any = None) -> None:
+        super().__init__(_Logs(exporter, ledger), schedule_delay_millis=delay_ms)
         _stay_home(self._batch_processor)
 
 
@@ -139,8 +162,8 @@ class _Reader(PeriodicExportingMetricReader):
 
 
 class _Metrics(_OfOneProcess, MetricExporter):
-    def __init__(self, inner: MetricExporter) -> None:
-        _OfOneProcess.__init__(self, inner)
+    def __init__(self, inner: MetricExporter, ledger: Any = None) -> None:
+        _OfOneProcess.__init__(self, inner, ledger)
         MetricExporter.__init__(
             self,
             preferred_temporality=inner._preferred_temporality,  # noqa: SLF001 - the wrapper must prefer the same
@@ -150,7 +173,14 @@ class _Metrics(_OfOneProcess, MetricExporter):
     def export(self, metrics_data: Any, timeout_millis: float = 10_000, **kwargs: Any) -> Any:
         if not self._ours():
             return MetricExportResult.SUCCESS
-        return self.inner.export(metrics_data, timeout_millis=timeout_millis, **kwargs)
+        result = MetricExportResult.FAILURE
+        try:
+            result = self.inner.export(metrics_data, timeout_millis=timeout_millis, **kwargs)
+        finally:
+            if self.ledger is not None:
+                at = _collected_unix_ns(metrics_data)
+                self.ledger.told_points(at, arrived=result is MetricExportResult.SUCCESS)
+        return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         return not self._ours() or self.inner.force_flush(timeout_millis)
@@ -158,6 +188,16 @@ class _Metrics(_OfOneProcess, MetricExporter):
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         if self._ours():
             self.inner.shutdown(timeout_millis=timeout_millis, **kwargs)
+
+
+def _collected_unix_ns(collection: Any) -> int:
+    """When a collection was made, by its first point; 0 where it has none."""
+    for resource_metrics in collection.resource_metrics:
+        for scope_metrics in resource_metrics.scope_metrics:
+            for metric in scope_metrics.metrics:
+                for point in metric.data.data_points:
+                    return int(point.time_unix_nano)
+    return 0
 
 
 _PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
@@ -209,23 +249,31 @@ class Providers:
         self._kept: list[Any] = []  # the store's own processors
         self._writer: Any = None
         self._stored: set[str] = set()
+        self._ledger: Any = None
 
     @classmethod
-    def make(cls, resource: Resource, exporters: Mapping[str, Sequence[str]], views: Sequence[View]) -> Providers:
-        """The SDK providers that the program or its distribution has set; for each that is not, one of ours, set."""
+    def make(
+        cls, resource: Resource, exporters: Mapping[str, Sequence[str]], views: Sequence[View], ledger: Any = None
+    ) -> Providers:
+        """The SDK providers that the program or its distribution has set; for each that is not, one of ours, set.
+
+        `ledger` hears what the OTLP exporters of ours say of each batch.
+        """
         providers = cls(
             trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider(), made=set()
         )
+        providers._ledger = ledger
         if not isinstance(providers.tracer, TracerProvider):
-            providers.tracer = _tracer_provider(resource, _component(exporters["traces"], "traces"))
+            providers.tracer = _tracer_provider(resource, _component(exporters["traces"], "traces"), ledger)
             providers.made.add("traces")
             trace.set_tracer_provider(providers.tracer)
         if not isinstance(providers.meter, MeterProvider):
-            providers.meter = _meter_provider(resource, _component(exporters["metrics"], "metrics"), views)
+            found = _component(exporters["metrics"], "metrics")
+            providers.meter = _meter_provider(resource, found, views, ledger)
             providers.made.add("metrics")
             metrics.set_meter_provider(providers.meter)
         if not isinstance(providers.logger, LoggerProvider):
-            providers.logger = _logger_provider(resource, _component(exporters["logs"], "logs"))
+            providers.logger = _logger_provider(resource, _component(exporters["logs"], "logs"), ledger)
             providers.made.add("logs")
             _logs.set_logger_provider(providers.logger)
         return providers
@@ -237,6 +285,8 @@ class Providers:
         provider: Any = current()
         setattr(self, field, provider)
         self.made.discard(signal)
+        if self._ledger is not None:
+            self._ledger.owed.discard(_TABLES[signal])
         if signal in self._stored:
             self._store(signal)
         return provider
@@ -288,11 +338,35 @@ _GLOBAL: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
-def _tracer_provider(resource: Resource, exporters: Sequence[Any]) -> TracerProvider:
+_TABLES = {"traces": "spans", "metrics": "points", "logs": "logs"}  # what the store calls them
+
+
+def _tracer_provider(resource: Resource, exporters: Sequence[Any], ledger: Any) -> TracerProvider:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=_id_generator())
-    for exporter in exporters:
-        provider.add_span_processor(_SpanBatches(exporter(), _delay("BSP")))
+    for exporter in map(_made, exporters):
+        provider.add_span_processor(_SpanBatches(exporter, _delay("BSP"), _owing(ledger, "spans", exporter)))
     return provider
+
+
+def _made(exporter: Any) -> Any:
+    return exporter()
+
+
+def _owing(ledger: Any, table: str, exporter: Any) -> Any:
+    """The ledger, which from now on expects to be told what arrived of this signal; None where nothing tells that.
+
+    One exporter of a signal is believed. What the store keeps of metrics is cumulative: where
+    an endpoint wants deltas it cannot be sent the store's.
+    """
+    if ledger is None or table in ledger.owed or not _tells(exporter):
+        return None
+    if table == "points" and exporter._preferred_temporality.get(Counter) is AggregationTemporality.DELTA:  # noqa: SLF001
+        return None
+    ledger.owed.add(table)
+    for processor in ("BSP", "BLRP"):
+        queue = os.environ.get(f"OTEL_{processor}_MAX_QUEUE_SIZE", "")
+        ledger.queue = max(ledger.queue, int(queue) if queue.isdecimal() else 0)
+    return ledger
 
 
 def _id_generator() -> IdGenerator:
@@ -301,15 +375,16 @@ def _id_generator() -> IdGenerator:
     return SystemIds() if name == "random" else sdk._import_id_generator(name)  # noqa: SLF001
 
 
-def _meter_provider(resource: Resource, exporters: Sequence[Any], views: Sequence[View]) -> MeterProvider:
-    readers = [e() if issubclass(e, MetricReader) else _periodic(_Metrics(e())) for e in exporters]
+def _meter_provider(resource: Resource, exporters: Sequence[Any], views: Sequence[View], ledger: Any) -> MeterProvider:
+    made = map(_made, exporters)
+    readers = [e if isinstance(e, MetricReader) else _periodic(_Metrics(e, _owing(ledger, "points", e))) for e in made]
     return MeterProvider(readers, resource=resource, views=views, shutdown_on_exit=False)
 
 
-def _logger_provider(resource: Resource, exporters: Sequence[Any]) -> LoggerProvider:
+def _logger_provider(resource: Resource, exporters: Sequence[Any], ledger: Any) -> LoggerProvider:
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
-    for exporter in exporters:
-        provider.add_log_record_processor(_LogBatches(exporter(), _delay("BLRP")))
+    for exporter in map(_made, exporters):
+        provider.add_log_record_processor(_LogBatches(exporter, _delay("BLRP"), _owing(ledger, "logs", exporter)))
     return provider
 
 

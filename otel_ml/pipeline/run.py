@@ -52,6 +52,7 @@ class Run:
         providers: Providers,
         *,
         writer: Any,
+        spool: Any = None,
         judge: Callable[[RunTotals], tuple[str, str, str]],
         watch: Callable[[str, str, int], tuple[str, str, str] | None],
         steps_per_second: float,
@@ -62,6 +63,7 @@ class Run:
         self.identity = identity
         self.providers = providers
         self.writer = writer
+        self.spool = spool
         self._judge = judge
         self.started = now() - _age_ns() if started is None else started
         self.anchor = Anchor()
@@ -167,6 +169,9 @@ class Run:
 
     def _finish(self, error: BaseException | None, timeout_s: float) -> None:
         timeout_ms = int(timeout_s * 1000)
+        deadline = time.monotonic() + timeout_s
+        if self.spool is not None:
+            self.spool.stop()
         with guard("the end of the run"):
             self._close(error)
         with guard("the end of the local store"):
@@ -186,6 +191,9 @@ class Run:
             if self.drain.active:
                 self.providers.flush(timeout_ms)
             self.providers.shutdown()
+        with guard("the end of the spool"):
+            if self.spool is not None:
+                self.spool.finish(deadline)
         self.done.set()
 
     def _close(self, error: BaseException | None) -> None:

@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 from otel_ml import names
 from otel_ml.errors import StoreError
+from otel_ml.store import outbox
 from otel_ml.store.ending import FILE, Ending, read_ending
 from otel_ml.store.schema import COLUMNS, EXTRAS, MIGRATIONS, SUFFIX, boot_and_start, has_proc, migrate
 from otel_ml.totals import Distribution, LossCurve, RunTotals
@@ -36,14 +37,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
-    "LogRow", "PointRow", "Process", "Run", "RunReader", "SpanRow", "State", "delete_run", "find_run", "list_runs",
-    "read_run",
+    "LogRow", "PointRow", "Process", "Run", "RunReader", "SpanRow", "State", "Undelivered", "delete_run", "find_run",
+    "list_runs", "read_run", "undelivered",
 ]  # fmt: skip
 
 T = TypeVar("T")
 State = Literal["running", "finished", "failed", "interrupted", "killed", "lost"]
 
 FRESH_S = 60.0  # rows younger than this say that a process on another machine lives; points come every 10 s
+BATCH_BYTES = 1 << 20
+BATCH_ROWS = 512
 TAILS = ("", "-wal", "-shm", "-journal")
 WAL_MODE = 2  # bytes 18 and 19 of a file whose newest rows are in a -wal beside it
 
@@ -448,6 +451,31 @@ def _alive(pid: int, kernel_start: str | None) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Undelivered:
+    """Of a file's spans, logs and points: how many an endpoint lacks, how many it refuses for good, and why."""
+
+    left: dict[str, int]
+    refused: dict[str, int]
+    reasons: dict[str, str]
+
+
+def undelivered(path: Path, *, unasked: bool = False, again: bool = False) -> Undelivered:
+    """What an endpoint does not have of a file (`outbox.py`).
+
+    Args:
+        path: the file.
+        unasked: count what was recorded while no endpoint was set as left, too.
+        again: count what was refused for good as left, too.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    with _opened(path) as (connection, _):
+        left = outbox.left(connection, unasked=unasked, again=again)
+        return Undelivered(left, outbox.refused(connection), outbox.reasons(connection))
+
+
 # --- a run's rows ---------------------------------------------------------------------------
 
 
@@ -504,6 +532,20 @@ class RunReader:
         """The metric points by time: those of metric `name`, or all; `latest` keeps each series' last."""
         points = self._read(lambda connection, process: _points(connection, process, name, latest=latest))
         return sorted(points, key=lambda point: (point.time_unix_ns, point.name))
+
+    def batches(self, signal: str) -> Iterator[outbox.Batch]:
+        """The rows of `spans`, `logs` or `points` as their OTLP bytes, some hundred at a time, by attempt and rank."""
+        for process in self.processes():
+            last = 0
+            with _opened(process.path) as (connection, _):
+                while True:
+                    batch = outbox.read(
+                        connection, signal, [(last + 1, outbox.END)], most_bytes=BATCH_BYTES, most_rows=BATCH_ROWS
+                    )
+                    if not batch.records:
+                        break
+                    last = batch.ids[-1]
+                    yield batch
 
     def totals(self) -> list[RunTotals]:
         """Each process's totals: what it said at its end, else what can be told from its rows."""

@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
     from otel_ml.core.pace import Pace
 
-__all__ = ["ENCODERS", "Origin", "attributes_json", "count", "json_of", "text_of"]
+__all__ = [
+    "ENCODERS", "Origin", "attributes_json", "collected_unix_ns", "count", "json_of", "log_known_by", "span_known_by",
+    "text_of",
+]  # fmt: skip
 
 INT64 = 1 << 63
 
@@ -53,11 +56,15 @@ _TOGETHER = 4  # records encoded between two looks at the clock
 
 @dataclasses.dataclass
 class Origin:
-    """Who made a group of rows: a resource and a scope, as columns of their tables."""
+    """Who made a group of rows: a resource and a scope, as columns of their tables.
+
+    `known_by` has, for each row, what its record is known by on the way to an endpoint (`ledger.py`); points have none.
+    """
 
     resource: Row
     scope: Row
     rows: list[Row]
+    known_by: list[Any]
 
 
 def json_of(value: object) -> str:
@@ -108,7 +115,12 @@ def _number(value: float | None) -> float | str | None:
 
 
 def _origin(
-    resource: Resource, scope: InstrumentationScope | None, resource_otlp: bytes, scope_otlp: bytes, rows: list[Row]
+    resource: Resource,
+    scope: InstrumentationScope | None,
+    resource_otlp: bytes,
+    scope_otlp: bytes,
+    rows: list[Row],
+    known_by: list[Any],
 ) -> Origin:
     return Origin(
         (resource.schema_url, attributes_json(resource.attributes), resource_otlp),
@@ -116,7 +128,18 @@ def _origin(
         if scope is None
         else (scope.name, scope.version, scope.schema_url, attributes_json(scope.attributes), scope_otlp),
         rows,
+        known_by,
     )
+
+
+def span_known_by(span: ReadableSpan) -> tuple[int, int]:
+    """What a span is known by, whichever processor has it."""
+    return span.context.trace_id, span.context.span_id
+
+
+def log_known_by(log: ReadableLogRecord) -> Any:
+    """What a log record is known by: its attributes, the one object that all processors' copies of it share."""
+    return log.log_record.attributes
 
 
 def _isolated(records: list[Any], encode: Callable[[list[Any]], Origin]) -> tuple[list[Origin], int]:
@@ -161,7 +184,8 @@ def _encode_spans(records: Sequence[ReadableSpan], pace: Pace) -> tuple[list[Ori
         rows = [_span_row(span, sent.SerializeToString()) for span, sent in zip(spans, inner.spans, strict=True)]
         resource = message.resource.SerializeToString()
         scope = inner.scope.SerializeToString()
-        return _origin(spans[0].resource, spans[0].instrumentation_scope, resource, scope, rows)
+        known_by = [span_known_by(span) for span in spans]
+        return _origin(spans[0].resource, spans[0].instrumentation_scope, resource, scope, rows, known_by)
 
     return _grouped(records, encode, pace)
 
@@ -211,7 +235,8 @@ def _encode_logs(records: Sequence[ReadableLogRecord], pace: Pace) -> tuple[list
         ]
         resource = message.resource.SerializeToString()
         scope = inner.scope.SerializeToString()
-        return _origin(logs[0].resource, logs[0].instrumentation_scope, resource, scope, rows)
+        known_by = [log_known_by(log) for log in logs]
+        return _origin(logs[0].resource, logs[0].instrumentation_scope, resource, scope, rows, known_by)
 
     return _grouped(records, encode, pace)
 
@@ -274,7 +299,7 @@ def _encode_scope(outer: ResourceMetrics, inner: ScopeMetrics, singles: list[Met
     sent = message.scope_metrics[0]
     rows = [_point_row(metric, one.SerializeToString()) for metric, one in zip(singles, sent.metrics, strict=True)]
     resource = message.resource.SerializeToString()
-    return _origin(outer.resource, inner.scope, resource, sent.scope.SerializeToString(), rows)
+    return _origin(outer.resource, inner.scope, resource, sent.scope.SerializeToString(), rows, [])
 
 
 def _point_row(metric: Metric, otlp: bytes) -> Row:
@@ -310,6 +335,16 @@ def _buckets(point: HistogramDataPoint | ExponentialHistogramDataPoint) -> dict[
         "zero_count": point.zero_count,
         **{side: {"offset": b.offset, "counts": list(b.bucket_counts)} for side, b in sides.items()},
     }
+
+
+def collected_unix_ns(collection: MetricsData) -> int:
+    """When a collection was made: the time of its points; 0 where it has none."""
+    for resource_metrics in collection.resource_metrics:
+        for scope_metrics in resource_metrics.scope_metrics:
+            for metric in scope_metrics.metrics:
+                for point in metric.data.data_points:
+                    return point.time_unix_nano
+    return 0
 
 
 def count(signal: str, records: Sequence[Any]) -> int:

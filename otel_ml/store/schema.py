@@ -55,6 +55,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "attributes", "value", "count", "sum", "min", "max", "buckets", "otlp",
     ),
     "drops": ("signal", "reason", "count"),
+    "deliveries": ("signal", "state", "first", "last", "reason"),
 }  # fmt: skip
 """The columns of each table at the newest version, without the row's own id."""
 
@@ -138,9 +139,23 @@ def m001_records(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-def insert(table: str) -> str:
-    """The INSERT for one row of `table`, values in the order of `COLUMNS`."""
-    columns = COLUMNS[table]
+@migration
+def m002_deliveries(connection: sqlite3.Connection) -> None:
+    """What became of records on their way to an endpoint: ranges of row ids by signal and state (`outbox.py`).
+
+    Ranges, not a column: to acknowledge a record costs a share of one small row, and not
+    its own row written once more.
+    """
+    connection.execute(
+        """CREATE TABLE deliveries (
+            signal TEXT NOT NULL, state TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT,
+            PRIMARY KEY (signal, state, first)) WITHOUT ROWID"""
+    )
+
+
+def insert(table: str, *, numbered: bool = False) -> str:
+    """The INSERT for one row of `table`, values in the order of `COLUMNS`; `numbered`, the row's own id comes first."""
+    columns = (*(("id",) if numbered else ()), *COLUMNS[table])
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - constants
 
 

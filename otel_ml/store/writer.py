@@ -10,6 +10,7 @@ What cannot be kept is counted by signal and reason, in memory and in the file:
 
     before_gate   more was exported before the first step than is held back
     run_bytes     the oldest rows, deleted because the file reached its cap
+    unsent        the same, of rows that the endpoint had not acknowledged
     unencodable   OTLP has no form for the record (lone surrogates, integers above int64)
     write_failed  the disk or folder refused it; logged once, the next export tries again
     closed        exported after `close()`
@@ -54,7 +55,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from otel_ml import names
 from otel_ml.core.pace import Pace
 from otel_ml.errors import StoreError, guard, swallow
-from otel_ml.store.rows import ENCODERS, Origin, count, json_of, text_of
+from otel_ml.store import outbox
+from otel_ml.store.ledger import Ledger
+from otel_ml.store.rows import ENCODERS, Origin, collected_unix_ns, count, json_of, text_of
 from otel_ml.store.schema import SUFFIX, boot_and_start, insert, migrate, run_folder
 
 if TYPE_CHECKING:
@@ -94,9 +97,19 @@ class _Tally:
     bytes: Counter[str] = dataclasses.field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     unsaved: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)  # dropped, not yet in the file
+    last: Counter[str] = dataclasses.field(default_factory=Counter)  # the id of each table's newest row
+    owed: set[str] = dataclasses.field(default_factory=set)  # signals that the file says have an endpoint
 
     def copy(self) -> _Tally:
-        return _Tally(self.ids.copy(), self.rows.copy(), self.bytes.copy(), self.dropped.copy(), self.unsaved.copy())
+        return _Tally(
+            self.ids.copy(),
+            self.rows.copy(),
+            self.bytes.copy(),
+            self.dropped.copy(),
+            self.unsaved.copy(),
+            self.last.copy(),
+            self.owed.copy(),
+        )
 
 
 class StoreWriter:
@@ -128,6 +141,7 @@ class StoreWriter:
         self._closed = False
         self._tally = _Tally()
         self._attributes: dict[str, Any] = {}  # of the first resource seen
+        self.ledger = Ledger(())
         self._said: set[str] = set()
         self._next_housekeeping = 0.0
         self._span_exporter = _Spans(self)
@@ -246,6 +260,64 @@ class StoreWriter:
             self._lock.release()
         self._say(complaint)
 
+    # --- what the endpoint has ------------------------------------------------------------
+
+    def unsent(self, signal: str, *, most_bytes: int, most_rows: int) -> outbox.Batch:
+        """The oldest rows that the endpoint lacks and that no exporter is about to send.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        found: list[outbox.Batch] = []
+
+        def work(connection: sqlite3.Connection) -> None:
+            skip = self.ledger.in_flight(signal)  # under the lock: nothing is written meanwhile
+            ranges = outbox.gaps(connection, signal)
+            found.append(outbox.read(connection, signal, ranges, most_bytes=most_bytes, most_rows=most_rows, skip=skip))
+
+        self._note(work)
+        return found[0] if found else outbox.Batch(signal, [], {}, {})
+
+    def mark(self, signal: str, state: str, ids: Sequence[int], reason: str | None = None) -> None:
+        """Note what became of these rows.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        self._note(lambda connection: outbox.mark(connection, signal, state, ids, reason))
+
+    def acknowledge(self) -> None:
+        """Note what has arrived; after `close()` nothing else would."""
+        if self._closed and self._path is not None:
+            self._note(lambda _: None)
+
+    def _note(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Run `work` on the file, also after `close()`; nothing where there is no file."""
+        import sqlite3
+
+        if self._foreign() or self._path is None or not self._path.exists():
+            return
+        with self._lock:
+            if not self._closed:
+                complaint = self._transact(work)
+                if complaint is not None:
+                    raise StoreError(str(complaint)) from complaint
+                return
+            arrived = self.ledger.take()
+            try:
+                connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
+                try:
+                    connection.execute("PRAGMA synchronous = NORMAL")
+                    connection.execute("BEGIN IMMEDIATE")
+                    work(connection)
+                    _acknowledge(connection, arrived)
+                    connection.execute("COMMIT")
+                finally:
+                    connection.close()
+            except (OSError, sqlite3.Error) as error:
+                self.ledger.give_back(arrived)
+                raise StoreError(str(error)) from error
+
     def _foreign(self) -> bool:
         """Whether this is a forked child, which must not touch the parent's lock or connection."""
         return os.getpid() != self._pid
@@ -288,6 +360,8 @@ class StoreWriter:
             if complaint is not None:
                 self._drop(signal, "write_failed", n)
             kept = complaint is None
+            if kept and signal in self.ledger.owed:
+                self._tell_ledger(signal, records, origins, n)
             if kept and self._is_full():
                 complaint = self._transact(self._trim)
             if kept and time.monotonic() >= self._next_housekeeping:
@@ -295,6 +369,15 @@ class StoreWriter:
                 complaint = self._make_room() or complaint
         self._say(complaint)
         return kept
+
+    def _tell_ledger(self, signal: str, records: Sequence[Any], origins: list[Origin], n: int) -> None:
+        first = self._tally.last[signal] - n + 1
+        if signal == "points":
+            if n:
+                self.ledger.collected(first, first + n - 1, max(map(collected_unix_ns, records)))
+        else:
+            known_by = (each for origin in origins for each in origin.known_by)
+            self.ledger.stored(signal, list(enumerate(known_by, first)))
 
     def _drop(self, signal: str, reason: str, n: int) -> None:
         self._tally.dropped[signal, reason] += n
@@ -331,26 +414,41 @@ class StoreWriter:
         if self._path is not None and not self._path.exists():
             self._connection = None  # deleted under us: start a new file
         before = self._tally.copy()
+        arrived: dict[str, list[int]] = {}
         try:
             connection = self._connection or self._open()
             before = self._tally.copy()
             connection.execute("BEGIN IMMEDIATE")
+            self._owe(connection)
             work(connection)
             connection.executemany(
                 insert("drops") + " ON CONFLICT (signal, reason) DO UPDATE SET count = count + excluded.count",
                 [(signal, reason, n) for (signal, reason), n in self._tally.unsaved.items()],
             )
+            _acknowledge(connection, arrived := self.ledger.take())
             connection.execute("COMMIT")
+            arrived = {}
             self._tally.unsaved.clear()
         except (OSError, sqlite3.Error, StoreError) as error:
             self._roll_back(before)
+            self.ledger.give_back(arrived)
             if _is_damaged(error):
                 self._connection = None  # somebody wrote into the file: the next export starts a new one
             return error
         except BaseException:
             self._roll_back(before)
+            self.ledger.give_back(arrived)
             raise
         return None
+
+    def _owe(self, connection: sqlite3.Connection) -> None:
+        """Have the file say which signals have an endpoint that tells what arrived."""
+        owed, last = self._tally.owed, self._tally.last
+        for signal in self.ledger.owed - owed:
+            outbox.owe(connection, signal, last[signal] + 1)
+        for signal in owed - self.ledger.owed:
+            outbox.disown(connection, signal, last[signal])
+        self._tally.owed = set(self.ledger.owed)
 
     def _roll_back(self, before: _Tally) -> None:
         import sqlite3
@@ -367,7 +465,11 @@ class StoreWriter:
     def _insert(self, connection: sqlite3.Connection, signal: str, origins: list[Origin]) -> None:
         for origin in origins:
             head = (self._id(connection, "resources", origin.resource), self._id(connection, "scopes", origin.scope))
-            connection.executemany(insert(signal), (head + row for row in origin.rows))
+            first = self._tally.last[signal] + 1
+            connection.executemany(
+                insert(signal, numbered=True), ((number, *head, *row) for number, row in enumerate(origin.rows, first))
+            )
+            self._tally.last[signal] += len(origin.rows)
             self._tally.rows[signal] += len(origin.rows)
             self._tally.bytes[signal] += sum(len(v) for row in origin.rows for v in row if isinstance(v, (str, bytes)))
 
@@ -399,13 +501,15 @@ class StoreWriter:
             table = max((t for t in rows if rows[t]), key=held.__getitem__)
             n = max(1, rows[table] // 20)
             order = "event_name IS NOT NULL AND event_name LIKE 'ml.%', id" if table == "logs" else "id"
-            connection.execute(
-                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY {order} LIMIT ?)",  # noqa: S608 - constants
-                (n,),
-            )
+            oldest = f"SELECT id FROM {table} ORDER BY {order} LIMIT ?"  # noqa: S608 - constants
+            gone = {row for (row,) in connection.execute(oldest, (n,))} if table in self._tally.owed else set()
+            unsent = sum(1 for low, high in outbox.gaps(connection, table) for row in gone if low <= row <= high)
+            connection.execute(f"DELETE FROM {table} WHERE id IN ({oldest})", (n,))  # noqa: S608 - constants
             held[table] -= held[table] * n // rows[table]
             rows[table] -= n
-            self._drop(table, "run_bytes", n)
+            for reason, lost in (("run_bytes", n - unsent), ("unsent", unsent)):
+                if lost:
+                    self._drop(table, reason, lost)
 
     # --- the file -------------------------------------------------------------------------
 
@@ -432,6 +536,7 @@ class StoreWriter:
                 Path(f"{path}{tail}").unlink(missing_ok=True)
             raise
         self._tally = _Tally(dropped=self._tally.dropped, unsaved=self._tally.unsaved)
+        self.ledger.restart()
         self._path, self._connection = path, connection
         return connection
 
@@ -505,6 +610,11 @@ class StoreWriter:
 
 
 _TAILS = ("", "-wal", "-shm", "-journal")
+
+
+def _acknowledge(connection: sqlite3.Connection, arrived: dict[str, list[int]]) -> None:
+    for signal, ids in arrived.items():
+        outbox.mark(connection, signal, "acknowledged", ids)
 
 
 def is_network(folder: Path, mounts: str) -> bool:

@@ -69,16 +69,17 @@ class Receiver:
         return [s for r in requests for o in r.resource_logs for i in o.scope_logs for s in i.log_records]
 
     def counted(self, metric: str) -> dict[str, float]:
-        """The last value of a cumulative counter, summed over its attributes, by the instance that sent it."""
-        last: dict[tuple[str, str], float] = {}
+        """The newest value of a cumulative counter, summed over its attributes, by the instance that sent it."""
+        last: dict[tuple[str, str], tuple[int, float]] = {}
         for request in self._parsed("/v1/metrics", ExportMetricsServiceRequest):
             for outer in request.resource_metrics:
                 who = _instance(outer.resource)
                 for found in (m for inner in outer.scope_metrics for m in inner.metrics if m.name == metric):
                     for point in found.sum.data_points:
-                        last[who, str(point.attributes)] = point.as_int or point.as_double
+                        key, value = (who, str(point.attributes)), point.as_int or point.as_double
+                        last[key] = max(last.get(key, (0, 0.0)), (point.time_unix_nano, value))
         totals: dict[str, float] = {}
-        for (who, _), value in last.items():
+        for (who, _), (_, value) in last.items():
             totals[who] = totals.get(who, 0) + value
         return totals
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.launching import INSTRUMENT, PLAIN, RUN, recorded, step_records
-from tests.faults.processes import FIRST, PROGRAMS, Process, run, side_by_side
+from tests.export.far import Far
+from tests.faults.processes import FIRST, PROGRAMS, Process, once, run, side_by_side
 from tests.faults.receiver import BEHAVIOURS, Receiver
 
 if TYPE_CHECKING:
@@ -106,6 +107,34 @@ def test_exception_with_a_dead_endpoint(plain: Outcome, tmp_path: Path) -> None:
     (totals,) = recorded(tmp_path / "runs").totals()
     assert (totals.outcome, totals.error, totals.steps) == ("failed", "ValueError: on purpose", 20)
 
+
+def test_one_record_is_refused(tmp_path: Path) -> None:
+    """Of a batch that is refused for one log record all others arrive once, while the program runs; it is told."""
+
+    def answer(signal: str, request: Any) -> tuple[int, dict[str, str], bytes]:
+        outers = request.resource_logs if signal == "logs" else ()
+        bodies = [log.body.string_value for o in outers for i in o.scope_logs for log in i.log_records]
+        return (400, {}, b"not that one") if f"made {STEPS}" in bodies else (200, {}, b"")
+
+    with Far(answer) as far:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": far.endpoint, "OTEL_ML_DIR": str(tmp_path / "runs")}
+        with Process(RUN, "gated.py", cwd=tmp_path, **environ) as program:
+            program.say(str(STEPS))
+            program.until("MADE")
+            once(lambda: {*MANY}.intersection(far.logs()), "the steps that came with it")
+            program.say(str(STEPS))
+            program.hang_up()
+            ended = program.end()
+
+    here = Counter(log.event_name or "" for log in recorded(tmp_path / "runs").logs())
+    assert ended.code == 0
+    assert here - Counter(far.logs()) == Counter({"": 1})
+    assert Counter(far.logs()) - here == Counter()
+    told = " ".join(ended.stderr.split())
+    assert "The endpoint refuses 1 log record (400 not that one). To try again: otel-ml replay gated-" in told
+
+
+STEPS = 30
 
 TRACEBACK = f"""Traceback (most recent call last):
   File "{PROGRAMS / "leaving.py"}", line 18, in <module>
