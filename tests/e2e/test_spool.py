@@ -12,8 +12,9 @@ import pytest
 
 from otel_ml.export.jsonlines import requests_in
 from otel_ml.store.reader import list_runs
+from tests.e2e.backends import backend, ports, started
 from tests.e2e.launching import BIN, RUN, environment, launch, recorded, totals
-from tests.e2e.test_collector import COLLECTOR, backend, parsed, ports, started
+from tests.e2e.test_collector import COLLECTOR, parsed
 from tests.faults.processes import Process, once, wait_until
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def test_round_trip_through_the_collector(tmp_path: Path) -> None:
                 asked = urllib.request.Request(
                     f"http://127.0.0.1:{far.http}/v1/{signal}", line, {"Content-Type": "application/json"}
                 )
-                with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310 - loopback
+                with urllib.request.urlopen(asked, timeout=30) as answer:
                     assert answer.status == 200
     # The Collector has ended in order: its files are whole.
     theirs = [str(tmp_path / f"{signal}.jsonl") for signal in signals]
