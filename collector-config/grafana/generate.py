@@ -255,7 +255,7 @@ def training_run() -> dashboard.Dashboard:
         number("State", "none", ask_once(f"max by (ml_run_state) (last_over_time(ml_run_status{{{RUN}}}[{WHOLE}])) == 1", "{{ml_run_state}}"), named=True),
         number("Steps", "locale", ask_once(f'max(last_over_time(ml_training_steps_total{{{RUN}, ml_outcome="ok"}}[{WHOLE}]))'), about="Of the rank that made the most."),
         number("Last step", "dateTimeFromNow", ask_once(f"1000 * max(last_over_time(ml_run_progress_timestamp_seconds{{{RUN}}}[{WHOLE}]))")),
-        number("Loss", "none", ask_once(f"avg(last_over_time(ml_training_loss{{{RUN}}}[{WHOLE}]))")),
+        number("Last loss", "none", ask_once(f"avg(last_over_time(ml_training_loss{{{RUN}}}[{WHOLE}]))")),
         number("Productive", "percentunit", ask_once(
             f'sum(last_over_time(ml_run_time_seconds_total{{{RUN}, ml_time_category="productive"}}[{WHOLE}]))'
             f" / sum(last_over_time(ml_run_time_seconds_total{{{RUN}}}[{WHOLE}]))"), about="The share of wall time in which the run learned."),
@@ -447,7 +447,7 @@ def pipeline() -> dashboard.Dashboard:
         number("Targets that answer", "percentunit", ask_once("avg(up)")),
         number("Alerts", "none", ask_once('count(ALERTS{alertstate="firing", ml_run_id=""}) or vector(0)'), about="Firing, about the pipeline."),
         number("Fullest queue", "percentunit", ask_once("max(otelcol_exporter_queue_size / otelcol_exporter_queue_capacity)")),
-        number("Refused", "locale", ask_once(f"sum(increase(receiver:otelcol_receiver_refused:sum[{WHOLE}]))")),
+        number("Records refused", "locale", ask_once(f"sum(increase(receiver:otelcol_receiver_refused:sum[{WHOLE}]))")),
         number("Lost by programs", "locale", ask_once(f"sum(last_over_time(otel_ml_record_dropped_total[{WHOLE}]))"), about="Their recorders were full."),
         number("The Collector's memory", "bytes", ask_once('max({__name__=~"otelcol_process_memory_rss(_bytes)?"})')),
     )  # fmt: skip

@@ -200,9 +200,9 @@ class Aggregate:
             self.totals.recompiles += payload["reason"] is not None
             category = "compile"
         else:
-            saved = payload["operation"] == "save"
-            self.totals.checkpoints_saved += saved and "pending" not in payload
-            self.totals.checkpoints_loaded += not saved
+            saved, done = payload["operation"] == "save", payload.get("error") is None
+            self.totals.checkpoints_saved += saved and done and "pending" not in payload
+            self.totals.checkpoints_loaded += not saved and done
             category = "checkpoint"
         if rare.step is None and "background" not in payload:
             self.time[category] += rare.end - rare.start

@@ -140,9 +140,12 @@ def test_inhibition(told: Stack) -> None:
 
 
 def test_from_one_signal_to_another(told: Stack) -> None:
-    """As the data sources' links go: an exemplar's trace is in Jaeger, and a trace's lines are in Loki."""
+    """As the data sources' links go: an exemplar's trace and a line's are in Jaeger, and a trace's lines are in Loki."""
     exemplars = told.exemplars('ml_training_step_duration_seconds_bucket{ml_run_id="char-gpt"}')
     assert exemplars
     trace = exemplars[-1]["labels"]["trace_id"]
     assert {span["name"] for span in told.trace(trace)} >= {"ml.step", "forward", "backward"}
-    assert told.loki(f'{{ml_run_id="char-gpt", service_name="char-gpt"}} | trace_id = "{trace}"')
+    ((failure, _),) = told.loki('{ml_run_id="crash"} | event_name="ml.exception"')
+    assert {span["attributes"].get("ml.outcome") for span in told.trace(failure["trace_id"])} >= {"failed"}
+    lines = told.loki(f'{{ml_run_id="crash", service_name="crash"}} | trace_id = "{failure["trace_id"]}"')
+    assert "ml.exception" in {labels["event_name"] for labels, _ in lines}
