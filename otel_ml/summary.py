@@ -57,8 +57,8 @@ def print_run(directory: Path, run_id: str, *, ending: Ending, file: TextIO | No
         _print(_merged(RunReader(run).totals(), ending), file, whole=True, also=also)
 
 
-def undelivered_in(run_id: str, paths: Iterable[Path]) -> list[str]:
-    """What the endpoint lacks of a run whose processes have ended, in sentences with the command to type."""
+def undelivered_in(run_id: str, paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """What the endpoint lacks of a run whose processes have ended: sentences, each with the command to type."""
     from otel_ml.errors import StoreError
     from otel_ml.store.reader import undelivered
 
@@ -74,13 +74,13 @@ def undelivered_in(run_id: str, paths: Iterable[Path]) -> list[str]:
             counts.update({signal: counts.get(signal, 0) + count for signal, count in more.items()})
         reasons.update(found.reasons)
     command = f"otel-ml replay {shlex.quote(literal(run_id))}"
-    sentences = []
+    sentences: list[tuple[str, str]] = []
     if any(left.values()):
-        sentences.append(f"The endpoint has not acknowledged {_counted(left)}. To send what is kept here: {command}")
+        sentences.append((f"The endpoint has not acknowledged {_counted(left)}. They are kept; to send them:", command))
     if any(refused.values()):
         reason = next(iter(reasons.values()), "")
         why = f" ({literal(reason)})" if reason else ""
-        sentences.append(f"The endpoint refuses {_counted(refused)}{why}. To try again: {command} --again")
+        sentences.append((f"The endpoint refuses {_counted(refused)}{why}. To try again:", f"{command} --again"))
     return sentences
 
 
@@ -96,12 +96,12 @@ def print_totals(
     *,
     whole: bool = False,
     ending: Ending | None = None,
-    also: Sequence[str] = (),
+    also: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Print the totals of a run's processes, to stderr unless told otherwise; nothing where there are none.
 
     `ending` is what the launcher saw of the program's end, if it had one; `also` are sentences that
-    the reader should not miss.
+    the reader should not miss, each with a command to type.
 
     `whole` says that `totals` are all that is to be had, so that a rank that is not among them is missing;
     a process that prints its own at exit knows nothing of the others.
@@ -327,7 +327,7 @@ CALM_VERDICTS = ("compute-bound", "no bottleneck found", "serving")
 UNFORESEEN = _Fill("", "bright_white", "▂", "?")
 
 
-def _print(run: _Merged | None, file: TextIO | None, *, whole: bool, also: Sequence[str] = ()) -> None:
+def _print(run: _Merged | None, file: TextIO | None, *, whole: bool, also: Sequence[tuple[str, str]] = ()) -> None:
     file = file or sys.stderr
     if run is None or file is None:  # a program without a console has no stderr
         return
@@ -437,7 +437,7 @@ class _Page:
             self.lines.append(line)
 
 
-def _draw(page: _Page, run: _Merged, *, whole: bool, also: Sequence[str] = ()) -> None:
+def _draw(page: _Page, run: _Merged, *, whole: bool, also: Sequence[tuple[str, str]] = ()) -> None:
     """The whole page, from the run's name to the line to type next."""
     shown = run.shown
     page.blank()
@@ -459,11 +459,13 @@ def _draw(page: _Page, run: _Merged, *, whole: bool, also: Sequence[str] = ()) -
         mean = seconds(shown.step_time.total_s / count)
         title = page.text(("a step's time", "bold"), (f"  {mean} on average", "dim"))
         page.bar(title, shown.phases, PHASES, parts=count)
-    warnings = [*_warnings(run, whole=whole), *also]
+    warnings = [*((sentence, "") for sentence in _warnings(run, whole=whole)), *also]
     if warnings:
         page.blank()
-    for warning in warnings:
+    for warning, command in warnings:
         page.sentence(page.signs.warning, page.text(warning), "yellow")
+        if command:  # never wrapped: it is there to be copied
+            page.lines.append(page.text("    ", (command, "cyan")))
     page.blank()
     verdict = _diagnosis(shown)
     style = "bold green" if verdict.verdict in CALM_VERDICTS else "bold yellow"

@@ -6,6 +6,7 @@ import json
 import subprocess
 import urllib.request
 from collections import Counter
+from signal import SIGKILL
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from otel_ml.store.reader import list_runs
 from tests.e2e.backends import backend, ports, started
 from tests.e2e.launching import BIN, RUN, environment, launch, recorded, totals
 from tests.e2e.test_collector import COLLECTOR, parsed
+from tests.export.far import Far as Endpoint
 from tests.faults.processes import Process, once, wait_until
 
 if TYPE_CHECKING:
@@ -217,3 +219,25 @@ def test_replay_after_the_end(tmp_path: Path) -> None:
     assert spans_and_logs(received) == (spans, logs)
     assert len(received.points) == points
     assert received.totals("ml.training.steps") == {"ml.outcome=ok": STEPS}
+
+
+def test_replay_of_a_killed_run(tmp_path: Path) -> None:
+    """What a run that was killed had on disk and not sent, also what was on its way, is sent by the command."""
+    runs = tmp_path / "runs"
+    with Endpoint() as away:
+        nobody = away.endpoint  # its port is closed again
+    environ = {"OTEL_ML_DIR": str(runs), "OTEL_EXPORTER_OTLP_ENDPOINT": nobody}
+    with Process(RUN, "gated.py", cwd=tmp_path, **environ) as program:
+        program.say(str(STEPS))
+        program.until("MADE")
+        wait_until(runs, steps=STEPS - 1)
+        program.send_all(SIGKILL)
+        program.end()
+
+    with Endpoint() as endpoint:
+        code, told = replay("--endpoint", endpoint.endpoint, **environ)
+    here = recorded(runs)
+    assert (code, sent(told, "left")) == (0, {"traces": 0, "logs": 0, "metrics": 0})
+    assert Counter(endpoint.spans()) == Counter(span.name for span in here.spans())
+    assert Counter(endpoint.logs()) == Counter(log.event_name or "" for log in here.logs())
+    assert sent(told)["metrics"] == endpoint.points().total() == len(here.points())

@@ -75,6 +75,20 @@ def test_what_had_no_endpoint_is_sent_when_that_is_asked(tmp_path: Path) -> None
     assert (unasked.sent, asked.sent) == (NOTHING, ALL)
 
 
+def test_a_file_of_an_older_version_is_sent_too(tmp_path: Path) -> None:
+    """It knows of no endpoint, so its records are as of a run that had none."""
+    path = recorded(tmp_path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DROP TABLE deliveries")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    before = undelivered(path)
+    with Far() as far:
+        unasked, asked = sent_to(far, path), sent_to(far, path, unasked=True)
+
+    assert (before.left, unasked.sent, asked.sent) == (NOTHING, NOTHING, ALL)
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_an_endpoint_is_left_alone_as_long_as_it_says(
     status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
