@@ -140,7 +140,7 @@ def test_inhibition(told: Stack) -> None:
 
 
 def test_from_one_signal_to_another(told: Stack) -> None:
-    """As the data sources' links go: an exemplar's trace and a line's are in Jaeger, and a trace's lines are in Loki."""
+    """As the data sources' links go: an exemplar's trace and a line's are in Jaeger, a trace's lines are in Loki."""
     exemplars = told.exemplars('ml_training_step_duration_seconds_bucket{ml_run_id="char-gpt"}')
     assert exemplars
     trace = exemplars[-1]["labels"]["trace_id"]
