@@ -29,6 +29,7 @@ DDP = ROOT / "tests" / "faults" / "programs" / "ddp.py"
 RUNS: dict[str, tuple[list[str], int]] = {
     "char-gpt": ([str(EXAMPLES / "torch_train.py"), "--steps=200", "--workers=1"], 0),
     "next-character": ([str(EXAMPLES / "torch_serve.py"), "--requests=400", "--empty=5"], 0),
+    "jax": ([str(EXAMPLES / "jax_train.py"), "--epochs=1", "--width=32"], 0),
     "well": ([str(EXAMPLES / "troubles.py"), "none"], 0),
     "nan": ([str(EXAMPLES / "troubles.py"), "nan"], 0),
     "skipped": ([str(EXAMPLES / "troubles.py"), "skipped"], 0),
@@ -125,7 +126,7 @@ def test_troubles_alert(told: Stack) -> None:
     """What goes wrong reaches Alertmanager under its run's name, and nothing is said of runs that are well."""
     soon(lambda: fired(told) >= TROUBLES)
     assert fired(told) >= TROUBLES
-    assert {alert for run, alert in fired(told) if run in {"char-gpt", "well", "ranks"}} == set()
+    assert {alert for run, alert in fired(told) if run in {"char-gpt", "jax", "well", "ranks"}} == set()
 
 
 def test_inhibition(told: Stack) -> None:
