@@ -340,8 +340,9 @@ def _path(given: Mapping[str, str], wait_s: float) -> Iterator[Check]:
         return
     urls = {name: plan.url(name) for name in BACKENDS} if plan is not None else {}
     urls.update(given)
-    ways = exporters(os.environ, store=False)
-    otlp = [signal for signal in SIGNALS if any(name.startswith("otlp") for name in ways[signal])]
+    wanted = exporters(os.environ, store=False)
+    ways = {signal: [name for name in names if name.startswith("otlp")] for signal, names in wanted.items()}
+    otlp = [signal for signal in SIGNALS if ways[signal]]
     refused = {at: why for signal in otlp if (why := _unreachable(at := _endpoint_of(os.environ, signal)))}
     for at, why in refused.items():
         yield Check("path", "endpoint", "broken", f"{redact.text(at)}: {why}")
@@ -357,7 +358,8 @@ def _path(given: Mapping[str, str], wait_s: float) -> Iterator[Check]:
                 "path", name, "broken", f"{signal} sent to {', '.join(ways[signal]) or 'nowhere'}: {found[name]}"
             )
         else:
-            yield Check("path", name, "ok", f"{signal} after {found[name]:.1f} s: {urls[name]}{probe.question(name)}")
+            where = redact.text(urls[name])
+            yield Check("path", name, "ok", f"{signal} after {found[name]:.1f} s: {where}{probe.question(name)}")
 
 
 def _endpoint_of(environ: Mapping[str, str], signal: str) -> str:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         path = Path(args.output)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with unfinished.open("xb") as file:
+            with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
                 _write(reader, signals, file)
             unfinished.replace(path)
         except OSError as error:
@@ -66,7 +66,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(reader: RunReader, signals: list[str], file: BinaryIO) -> None:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+
     from otel_ml.export.jsonlines import line_of
 
-    for signal in signals:
-        file.writelines(line_of(batch) for batch in reader.batches(signal))
+    try:
+        for signal in signals:
+            file.writelines(line_of(batch) for batch in reader.batches(signal))
+    except DecodeError as error:
+        message = f"a record of the run is damaged on disk ({error}); what came before it is written"
+        raise CommandError(message, exit_code=1) from error

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from otel_ml.summary import literal
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from otel_ml.export.foreign import Importer
@@ -45,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from otel_ml.export.foreign import Importer
 
     settings = Settings.from_env(os.environ)
-    most_bytes = (args.max_mb or settings.store_total_mb) * 1_000_000
-    with Importer(args.dir or settings.directory) as importer:
+    most_bytes = (settings.store_total_mb if args.max_mb is None else args.max_mb) * 1_000_000
+    with _told_of(args.files), Importer(args.dir or settings.directory) as importer:
         for name in args.files:
             with _opened(name) as file:
                 _take(file, name, importer, most_bytes)
@@ -71,6 +74,16 @@ def run(args: argparse.Namespace) -> int:
         shown = literal(run_id, sys.stdout.encoding)
         print(f"imported {shown}: {told}; see it with: otel-ml report {shown}")
     return 0
+
+
+@contextmanager
+def _told_of(files: list[str]) -> Iterator[None]:
+    """Say in a line what a disk, or a value that no column takes, had against it."""
+    try:
+        yield
+    except (OSError, sqlite3.Error, OverflowError) as error:
+        message = f"{', '.join(files)}: nothing was imported: {error}"
+        raise CommandError(message, exit_code=1) from error
 
 
 def _opened(name: str) -> BinaryIO:

@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except OSError as error:
+        print(f"otel-ml: {error}", file=sys.stderr)
+        return 1
     return code
 
 

@@ -8,8 +8,8 @@ Where and how is said by the variables that the program had: OTEL_EXPORTER_OTLP_
 _HEADERS, _PROTOCOL… A process that still runs sends by itself and is left alone. Two
 replays at once share the work and send nothing twice. What the endpoint refuses for good is
 set aside with its reason. Keys of --json: schema, runs[] {id, name, processes_running,
-signals: {traces, metrics, logs: {sent, refused, left, reason}}, trouble}. The exit code is
-1 where something is left.
+signals: {traces, metrics, logs: {sent, refused, left, reason}}, away, trouble}. The exit code is
+1 where something is left or cannot be read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_ml.errors import CommandError
+from otel_ml.errors import CommandError, StoreError
 from otel_ml.settings import Settings, endpoint_configured
 from otel_ml.store.outbox import SIGNALS
 from otel_ml.store.reader import find_run, list_runs, undelivered
@@ -74,13 +74,17 @@ def run(args: argparse.Namespace) -> int:
     try:
         for each in chosen:
             results.append(_one(each, args, ways))
-            if results[-1]["trouble"]:
+            if results[-1]["away"]:
                 break
     finally:
         for way in ways.values():
             way.close()
         _show(results, as_json=args.json)
-    return int(any(signal["left"] for each in results for signal in each["signals"].values()))
+    return int(any(each["trouble"] or _left(each) for each in results))
+
+
+def _left(result: dict[str, Any]) -> int:
+    return sum(signal["left"] for signal in result["signals"].values())
 
 
 def _one(each: Run, args: argparse.Namespace, ways: Mapping[str, Sender]) -> dict[str, Any]:
@@ -88,7 +92,10 @@ def _one(each: Run, args: argparse.Namespace, ways: Mapping[str, Sender]) -> dic
     totals: dict[str, dict[str, Any]] = {
         signal: {"sent": 0, "refused": 0, "left": 0, "reason": None} for signal in SIGNALS
     }
-    trouble = ""
+    trouble = away = ""
+    for problem in each.problems:
+        trouble = problem
+        print(f"otel-ml: {literal(problem)}", file=sys.stderr)
     for process in each.processes:
         if process.state == "running":
             running += 1
@@ -97,9 +104,14 @@ def _one(each: Run, args: argparse.Namespace, ways: Mapping[str, Sender]) -> dic
                 file=sys.stderr,
             )
             continue
-        if ways and not trouble:
-            report = _send(process.path, each.id, args, ways)
-            trouble = report.trouble
+        if ways and not away:
+            try:
+                report = _send(process.path, each.id, args, ways)
+            except StoreError as error:
+                trouble = str(error)
+                print(f"otel-ml: {literal(trouble)}", file=sys.stderr)
+                continue
+            away = report.trouble
             for signal in SIGNALS:
                 totals[signal]["sent"] += report.sent[signal]
                 totals[signal]["refused"] += report.refused[signal]
@@ -108,15 +120,16 @@ def _one(each: Run, args: argparse.Namespace, ways: Mapping[str, Sender]) -> dic
             process.path, unasked=args.local, again=args.again and args.dry_run
         ).left.items():
             totals[signal]["left"] += count
-    if trouble:
-        print(f"otel-ml: {literal(each.id)}: {literal(trouble)}", file=sys.stderr)
+    if away:
+        print(f"otel-ml: {literal(each.id)}: {literal(away)}", file=sys.stderr)
     signals = {WORDS[signal]: totals[signal] for signal in SIGNALS}
     return {
         "id": each.id,
         "name": each.name,
         "processes_running": running,
         "signals": signals,
-        "trouble": trouble or None,
+        "away": bool(away),
+        "trouble": away or trouble or None,
     }
 
 

@@ -133,10 +133,11 @@ def _check(listen: str, ports: dict[str, int]) -> None:
     busy = taken(listen, ports)
     if busy:
         name, number = next(iter(busy.items()))
+        other = number + 10_000 if number < 50_000 else number - 10_000
         shown = ", ".join(f"{name} ({number})" for name, number in busy.items())
         message = (
-            f"something listens already on the port of {shown}; type `otel-ml stack up --free-ports`, "
-            f"or move it: --port {name}={number + 10_000 if number < 50_000 else number - 10_000}"
+            f"something listens already on (or you may not listen on) the port of {shown}; "
+            f"type `otel-ml stack up --free-ports`, or move it: --port {name}={other}"
         )
         raise CommandError(message, exit_code=1)
 

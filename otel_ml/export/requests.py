@@ -32,7 +32,6 @@ _FIELDS = {
     "logs": ("resource_logs", "scope_logs", "log_records"),
     "points": ("resource_metrics", "scope_metrics", "metrics"),
 }
-_DATA = ("gauge", "sum", "histogram", "exponential_histogram", "summary")
 
 
 def request_of(batch: Batch) -> Any:
@@ -65,7 +64,9 @@ def _gather(records: Sequence[Record], into: Any) -> None:
     for record in records:
         metric = into.add()
         metric.ParseFromString(record.otlp)
-        kind = next(kind for kind in _DATA if metric.HasField(kind))
+        kind = metric.WhichOneof("data")
+        if kind is None:
+            continue
         data = getattr(metric, kind)
         about = (getattr(data, "aggregation_temporality", None), getattr(data, "is_monotonic", None))
         key = (record.moment, metric.name, metric.unit, metric.description, kind, *about)

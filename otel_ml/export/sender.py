@@ -149,7 +149,8 @@ class _Http:
         base = endpoint or ("" if variables.own("ENDPOINT") else variables.all("ENDPOINT") or "http://localhost:4318")
         self.where = f"{base.removesuffix('/')}/{_PATHS[signal]}" if base else variables.own("ENDPOINT")
         if urlsplit(self.where).scheme not in ("http", "https"):
-            message = f"{self.where}: an OTLP/HTTP endpoint begins with http:// or https://"
+            # What it is may hold a password where no scheme tells.
+            message = "OTEL_EXPORTER_OTLP_ENDPOINT or --endpoint: an OTLP/HTTP endpoint begins with http:// or https://"
             raise SettingsError(message)
         self._signal = signal
         self._timeout_s = variables.timeout_s()

@@ -22,9 +22,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+
 from otel_ml import redact
 from otel_ml.core.pace import Pace
-from otel_ml.errors import StoreError, swallow
+from otel_ml.errors import SettingsError, StoreError, swallow
 from otel_ml.export.requests import message_of, request_of
 from otel_ml.export.sender import sender
 from otel_ml.store import outbox
@@ -80,9 +82,12 @@ class _Attempt:
 
     def send(self, batch: outbox.Batch, timeout_s: float | None = None) -> Answer:
         """Send a batch, in halves where it is refused; the answer that decides on what to do next."""
-        with Pace(on=self._paced) as pace:
-            content = request_of(batch).SerializeToString()
-            pace.rest()
+        try:
+            with Pace(on=self._paced) as pace:
+                content = request_of(batch).SerializeToString()
+                pace.rest()
+        except DecodeError:
+            return self._set_aside(batch, "damaged on disk", timeout_s)
         answer = self.way.send(content, timeout_s)
         if answer.kind == "taken":
             self._welcome = True
@@ -99,10 +104,14 @@ class _Attempt:
             if tried.kind != "taken":
                 return tried if tried.kind != "refused" else _unwelcome(tried)
             self._welcome = True
+        return self._set_aside(batch, answer.reason, timeout_s)
+
+    def _set_aside(self, batch: outbox.Batch, reason: str, timeout_s: float | None) -> Answer:
+        """Set the one record aside, or look for it in either half."""
         if len(batch.records) == 1:
-            self._mark("refused", batch.ids, answer.reason)
+            self._mark("refused", batch.ids, reason)
             self.refused += 1
-            self.reason = answer.reason
+            self.reason = reason
             return _taken()
         half = len(batch.records) // 2
         first = self.send(batch.part(0, half), timeout_s)
@@ -168,6 +177,7 @@ class Spool:
             if self._stopped:
                 return
             try:
+                self._look_for_late()
                 if self._owing and time.monotonic() >= self._not_before:
                     self._owing = False
                     done = self._turn(None) and not any(list(self._ledger.failing.values()))
@@ -181,8 +191,24 @@ class Spool:
     def _turn(self, deadline: float | None) -> bool:
         """Send what there is to be sent; whether the endpoint took it all."""
         with self._busy:
-            done = [self._signal(signal, deadline) for signal in outbox.SIGNALS if signal in self._ledger.owed]
+            done = [self._guarded(signal, deadline) for signal in outbox.SIGNALS if signal in self._ledger.owed]
         return all(done)
+
+    def _look_for_late(self) -> None:
+        """Rows that the store held back until the first step may have been given up before they were written."""
+        if self._ledger.late:
+            self._ledger.late = False
+            self._owing = True
+
+    def _guarded(self, signal: str, deadline: float | None) -> bool:
+        """As `_signal`; what is wrong with one signal keeps no other from being sent."""
+        try:
+            return self._signal(signal, deadline)
+        except SettingsError as error:
+            self._say(f"settings {signal}", f"{signal} cannot be sent again: {str(error).removesuffix('.')}")
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("the spool")
+        return False
 
     def _signal(self, signal: str, deadline: float | None) -> bool:
         while not self._stopped or deadline is not None:
@@ -235,6 +261,7 @@ class Spool:
     def finish(self, deadline: float) -> None:
         """Send what is left until `deadline` (of `time.monotonic()`), to an endpoint that answered last time."""
         self._stopped = True
+        self._look_for_late()
         if os.getpid() != self._pid or not self._owing or all(list(self._ledger.failing.values())):
             return
         if time.monotonic() < self._not_before or not self._busy.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -242,7 +269,7 @@ class Spool:
         try:
             for signal in outbox.SIGNALS:
                 if signal in self._ledger.owed and not self._ledger.failing.get(signal):
-                    self._signal(signal, deadline)
+                    self._guarded(signal, deadline)
             for attempt in self._attempts.values():
                 attempt.way.close()
         finally:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ __all__ = ["Seen", "checked_address", "down", "free_ports", "plan_of", "running"
 
 State = Literal["ready", "starting", "restarting", "stopped"]
 
+_UP = "up.lock"  # held by `up` while it is at work
 _SECRETS = "/etc/alertmanager/secrets"  # as the shipped configuration has it
 _DOWN_S = 20.0
 _ASK_S = 2.0
@@ -161,14 +163,41 @@ def up(plan: Plan, source: Path | None, timeout_s: float) -> Iterator[list[Seen]
     Raises:
         CommandError: a program does not start, or not all are ready in time; nothing is left running.
     """
-    _lay_out(plan, source or shipped())
+    with _alone(plan.folder):
+        yield from _up(plan, source or shipped(), timeout_s)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second `up` of the same folder away while one is at work."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        file = (folder / _UP).open("a", encoding="utf-8")
+    except OSError as error:
+        message = f"{folder} cannot be used ({error.strerror}); set OTEL_ML_STACK_DIR to another folder"
+        raise CommandError(message, exit_code=1) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another `otel-ml stack up` is at work in {folder}"
+            raise CommandError(message, exit_code=1) from None
+        if running(folder):
+            message = f"a stack runs in {folder} already"
+            raise CommandError(message, exit_code=1)
+        yield
+
+
+def _up(plan: Plan, source: Path, timeout_s: float) -> Iterator[list[Seen]]:
+    _lay_out(plan, source)
     with log_of(plan.folder, "supervisor").open("ab") as said:
         supervisor = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", "otel_ml.stack.supervisor", str(plan.folder)],
             stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
         )  # fmt: skip
-    deadline = time.monotonic() + timeout_s
     try:
+        deadline = time.monotonic() + timeout_s
         while True:
             time.sleep(0.2)
             if supervisor.poll() is not None:
@@ -184,15 +213,17 @@ def up(plan: Plan, source: Path | None, timeout_s: float) -> Iterator[list[Seen]
                 late = next((one.name for one in now if one.state != "ready"), "supervisor")
                 _fail(plan.folder, late, f"is not ready after {timeout_s:g} s")
     except BaseException:
+        supervisor.terminate()
+        supervisor.wait()  # it ends its programs first, within its own bound
         down(plan.folder)
         raise
 
 
 def _lay_out(plan: Plan, source: Path) -> None:
     """Make the folder, for this user alone, with a copy of the configurations and our targets in it."""
-    own = ("logs", "secrets", "data", *(f"data/{name}" for name in NAMES))
-    for part in (plan.folder, *(plan.folder / name for name in own)):
-        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("logs", "secrets", "data", *(f"data/{name}" for name in NAMES)):
+        (plan.folder / name).mkdir(mode=0o700, exist_ok=True)
+    (plan.folder / "secrets").chmod(0o700)
     if plan.config.exists():
         shutil.rmtree(plan.config)
     shutil.copytree(source, plan.config, ignore=shutil.ignore_patterns("__pycache__"))
@@ -223,12 +254,15 @@ def down(folder: Path) -> bool:
     Raises:
         CommandError: something does not end.
     """
+    if running(folder):  # a supervisor that has just begun tells in a moment who it is
+        _until((folder / STATE).exists, _DOWN_S / 4)
     state = _read(folder / STATE)
     known = [state.get("supervisor", {}), *state.get("programs", {}).values()]
     alive = [one for one in known if _lives(one)]
     supervisor = state.get("supervisor", {})
     if "pid" in supervisor and running(folder):
-        os.kill(supervisor["pid"], signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor["pid"], signal.SIGTERM)
         _until(lambda: not running(folder), _DOWN_S)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for one in filter(_lives, known):

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from opentelemetry import trace
 from opentelemetry.trace import format_trace_id
 
-from otel_ml import names
+from otel_ml import names, redact
 from otel_ml.core.identity import resolve
 from otel_ml.pipeline.providers import Providers
 from otel_ml.pipeline.resource import resource_of
@@ -49,7 +49,7 @@ class Probe:
 
 
 def send(exporters: Mapping[str, Sequence[str]]) -> Probe:
-    """Send one span, one metric and one log in it; returns when they are on their way (10 s at most).
+    """Send one span, one metric and one log in it; returns when they are on their way (10 s a signal at most).
 
     Args:
         exporters: the exporters' names by signal; what they read from the environment is the user's.
@@ -87,7 +87,7 @@ def look_for(probe: Probe, urls: Mapping[str, str], within_s: float) -> dict[str
             try:
                 answer = _asked(url.rstrip("/") + probe.question(name))
             except (OSError, ValueError) as error:
-                why[name] = f"{url} does not answer: {getattr(error, 'reason', error)}"
+                why[name] = f"{redact.text(url)} does not answer: {redact.text(str(getattr(error, 'reason', error)))}"
                 continue
             why[name] = f"not there after {within_s:g} s"
             if _has(name, answer):

@@ -105,17 +105,16 @@ class Supervisor:
         return False
 
     def _start(self, kept: _Kept) -> None:
-        log = log_of(self._plan.folder, kept.name)
-        with log.open("ab") as said:
-            try:
+        try:
+            with log_of(self._plan.folder, kept.name).open("ab") as said:
                 kept.process = subprocess.Popen(  # noqa: S603 - the binaries that `up` found
                     self._plan.command(kept.name), cwd=self._plan.folder, env=self._environment,
                     stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                     preexec_fn=self._die_with_us,  # noqa: PLW1509 - this process has one thread
                 )  # fmt: skip
-            except OSError as error:
-                said.write(f"otel-ml: not started: {error}\n".encode())
-                kept.due = time.monotonic() + _LONGEST_WAIT_S
+        except OSError as error:
+            print(f"otel-ml: {kept.name} is not started: {error}", file=sys.stderr, flush=True)  # noqa: T201 - its log
+            kept.due = time.monotonic() + _LONGEST_WAIT_S
         kept.started = time.monotonic()
         kept.restarts += 1
 

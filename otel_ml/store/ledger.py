@@ -35,6 +35,7 @@ class Ledger:
         self.owed = set(owed)
         self.queue = _QUEUE  # the most records that wait in the SDK's queue of a signal
         self.told_of: Callable[[bool], None] = _nothing  # called after an exporter has told; whether all arrived
+        self.late = False  # whether a row was written whose record an exporter had given up before
         self.failing: dict[str, bool] = {}  # whether the signal's last export failed
         self._lock = threading.Lock()
         self._flying: dict[str, dict[Any, tuple[int, Any]]] = {"spans": {}, "logs": {}}
@@ -58,6 +59,8 @@ class Ledger:
                     flying[key] = (row, known_by)
                 elif told[0]:
                     self._arrived.setdefault(signal, []).append(row)
+                else:
+                    self.late = True
             while len(flying) > 2 * self.queue:
                 del flying[next(iter(flying))]
 
@@ -114,7 +117,7 @@ class Ledger:
                     highest = max(highest, found[0])
                     if arrived:
                         self._arrived.setdefault(signal, []).append(found[0])
-            while len(early) > 2 * _QUEUE:
+            while len(early) > 2 * self.queue:
                 del early[next(iter(early))]
             dropped = self._overtaken(signal, highest)
             self.failing[signal] = not arrived

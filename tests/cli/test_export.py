@@ -76,6 +76,14 @@ def test_many_records_are_many_lines_in_their_order(tmp_path: Path, capsys: pyte
     assert len(documents) > 1
 
 
+def test_a_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """What a run recorded is private in a file as well."""
+    recorded(tmp_path / "runs")
+    path = tmp_path / "run.jsonl"
+    assert main(["export", "-o", str(path)]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_file_is_whole_or_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`-o` writes beside the place and moves it there; a folder that is missing is one line on stderr."""
     recorded(tmp_path / "runs")

@@ -55,6 +55,27 @@ def test_every_run_is_sent_and_told_as_json(tmp_path: Path, capsys: pytest.Captu
     assert (code, told["schema"]) == (0, 1)
 
 
+def test_a_file_that_cannot_be_read_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is damaged is told, the other runs are sent all the same, and the exit code says that not all is well."""
+    recorded(tmp_path, "run-1")
+    (tmp_path / "run-2").mkdir()
+    (tmp_path / "run-2" / "rank0-0.sqlite").write_bytes(b"no database" * 500)
+    with Far() as far:
+        code = main(["replay", "--all", "--endpoint", far.endpoint])
+
+    assert (code, far.spans()) == (1, ["s0", "s1", "s2"])
+    assert "rank0-0.sqlite" in capsys.readouterr().err
+
+
+def test_a_password_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An endpoint without a scheme is refused without a word of it."""
+    recorded(tmp_path)
+    assert main(["replay", "--endpoint", "ada:hunter2hunter2@collector:4318"]) == 2
+    said = capsys.readouterr().err
+    assert "an OTLP/HTTP endpoint begins with http:// or https://" in said
+    assert "hunter2" not in said
+
+
 def test_a_dry_run_sends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It needs no endpoint, says what is left, and exits with 1 for it; `--local` counts what had no endpoint."""
     recorded(tmp_path, owed=False)

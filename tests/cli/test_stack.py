@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import pytest
 
 from otel_ml.stack.programs import NAMES
 from tests.e2e.backends import backend
+from tests.e2e.launching import BIN, environment
 from tests.e2e.stack import otel_ml, soon
 
 if TYPE_CHECKING:
@@ -92,6 +95,22 @@ def test_crashes(folder: Path) -> None:
     os.kill(running[0], signal.SIGKILL)
     assert soon(lambda: not any(map(lives, running)))
     assert otel_ml("stack", "status", *where).returncode == 1
+
+
+@pytest.mark.slow
+def test_interrupted(folder: Path) -> None:
+    """Ctrl-C while it comes up leaves nothing; of two that start at once, one does and the other says so."""
+    command = [str(BIN / "otel-ml"), "stack", "up", "--free-ports", "--dir", str(folder)]
+    known = environment(**{name: value for name, value in os.environ.items() if name == "OTEL_ML_BACKENDS"})
+    with subprocess.Popen(command, env=known, stderr=subprocess.PIPE, text=True) as first:
+        assert soon((folder / "logs" / "supervisor.log").exists)
+        second = otel_ml("stack", "up", "--free-ports", "--dir", str(folder))
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert second.returncode == 1
+    assert re.search(r"another `otel-ml stack up` is at work in|a stack runs in .* already", second.stderr)
+    assert not any(str(folder).encode() in path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline"))
 
 
 def test_no_programs(tmp_path: Path) -> None:

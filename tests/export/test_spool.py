@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -241,6 +242,42 @@ def test_a_running_process_sends_what_its_exporter_gave_up(tmp_path: Path) -> No
     assert moments[1] - moments[0] >= 2
     assert program.writer.path is not None
     assert undelivered(program.writer.path).left["spans"] == 0
+
+
+def test_what_was_given_up_before_it_was_written_is_sent_too(tmp_path: Path) -> None:
+    """Records that the store held back until the first step, while their export failed, are sent by and by."""
+    with Far() as far:
+        program = Program(tmp_path, gate=False)
+        ledger = program.writer.ledger = Ledger(["spans"])
+        Spool(program.writer, {"OTEL_EXPORTER_OTLP_ENDPOINT": far.endpoint})
+        made = [program.tracer.start_span(f"s{number}") for number in range(2)]
+        for span in made:
+            span.end()
+        program.spans.force_flush()
+        ids = [(span.get_span_context().trace_id, span.get_span_context().span_id) for span in made]
+        ledger.told("spans", ids, arrived=False)
+        ledger.told("spans", [(1, 1)], arrived=True)
+        time.sleep(2)  # the spool looks, and finds nothing to send
+        program.writer.open_gate()
+        program.tracer.start_span("s2").end()
+        program.spans.force_flush()
+        wait_for(far.spans)
+        program.end()
+
+    assert far.spans() == ["s0", "s1"]
+
+
+def test_a_damaged_record_holds_up_no_other(tmp_path: Path) -> None:
+    """Bytes on disk that are no record are set aside as such; what stands around them is sent."""
+    path = recorded(tmp_path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE spans SET otlp = x'ff' WHERE name = 's1'")
+    with Far() as far:
+        report = sent_to(far, path)
+
+    assert (report.sent, report.refused["spans"]) == ({**ALL, "spans": 2}, 1)
+    assert report.reasons == {"spans": "damaged on disk"}
+    assert far.spans() == ["s0", "s2"]
 
 
 def test_deleted_rows_that_were_never_sent_have_a_count_of_their_own(tmp_path: Path) -> None:
