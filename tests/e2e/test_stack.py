@@ -127,7 +127,7 @@ def test_side_by_side(stack: Stack, tmp_path: Path) -> None:
     torchrun = (*RUN, str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2")
     with ThreadPoolExecutor() as together:
         both = [
-            together.submit(sends, stack, tmp_path, "ranks", DDP, *torchrun),
+            together.submit(sends, stack, tmp_path, "two-ranks", DDP, *torchrun),
             together.submit(sends, stack, tmp_path, "beside", "observed.py"),
         ]
     assert [one.exception() for one in both] == [None, None]
@@ -138,7 +138,7 @@ def test_side_by_side(stack: Stack, tmp_path: Path) -> None:
         rows = [(s["metric"].get("ml_rank"), s["metric"]["ml_run_attempt"], s["value"][1]) for s in series]
         return sorted(rows, key=str)
 
-    assert attempts("ranks", 2 * RANK_STEPS) == [("0", "0", str(RANK_STEPS)), ("1", "0", str(RANK_STEPS))]
+    assert attempts("two-ranks", 2 * RANK_STEPS) == [("0", "0", str(RANK_STEPS)), ("1", "0", str(RANK_STEPS))]
     assert attempts("beside", 2 * STEPS) == [(None, "0", str(STEPS)), (None, "1", str(STEPS))]
     assert stack.value("sum(prometheus_target_scrapes_sample_duplicate_timestamp_total)") == 0
     # Both ranks' part of one step is one trace.
