@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from otel_ml.core.recorder import Recorders
 
-__all__ = ["Registry", "optimizers", "recorders", "roots"]
+__all__ = ["Registry", "optimizers", "recorders", "request_id", "roots"]
+
+request_id: ContextVar[str | None] = ContextVar("otel_ml_request_id", default=None)
+"""The request that this task or thread is serving."""
 
 
 class Registry:

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from otel_ml.core.identity import Identity
     from otel_ml.core.profiling import Profiler
     from otel_ml.names import Metric
 
     Sample = Iterable[tuple[Metric, float, dict[str, Any] | None]]
 
-__all__ = ["coming", "enabled", "framework", "frameworks", "helpers", "leading", "profiler", "samplers", "trained"]
+__all__ = [
+    "coming", "enabled", "framework", "frameworks", "helpers", "identity", "leading", "profiler", "samplers", "trained",
+]  # fmt: skip
+
+identity: Identity | None = None
+"""Who this process is, while it is recorded."""
 
 frameworks: dict[str, str] = {}
 samplers: list[Callable[[], Sample]] = []

@@ -106,6 +106,7 @@ class Run:
         self._mark()
         self._token = otel_context.attach(trace.set_span_in_context(self.spans.live))
         self.logs.install()
+        runtime.identity = self.identity
         os.register_at_fork(after_in_child=_forked)
         self._by_hand = not drain
         if drain:
@@ -130,6 +131,7 @@ class Run:
     def detach(self) -> None:
         """Take back what `start()` put into this process and context, after the end."""
         otel_context.detach(self._token)
+        runtime.identity = None
         self.logs.uninstall()
         bulk.uninstall()
         dice.uninstall()
@@ -289,6 +291,7 @@ def _forked() -> None:
     """A forked child inherits nothing that runs and emits nothing: its hooks record into the void."""
     recorders.clear()
     recorders.limit = 0
+    runtime.identity = None
 
 
 def _age_ns() -> int:
