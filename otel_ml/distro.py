@@ -216,7 +216,7 @@ def shutdown() -> None:
         totals = run.finish(error, chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store
         if totals is not None and chosen.summary and not (launched or run.identity.local_rank or _has_parent()):
-            from otel_ml.summary import print_totals, undelivered_in
+            from otel_ml.overview import print_totals, undelivered_in
 
             path = run.writer.path if run.spool is not None else None
             also = [] if path is None else undelivered_in(run.identity.run_id, [path])

@@ -38,7 +38,7 @@ from opentelemetry.trace import format_span_id, format_trace_id
 from otel_ml import errors, names
 from otel_ml.core import clock as clocks
 from otel_ml.core import runtime
-from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.core.context import limits, optimizers, recorders, roots, scalars
 from otel_ml.core.identity import Identity
 from otel_ml.instrument.jax import JaxInstrumentor
 from otel_ml.instrument.torch import TorchInstrumentor
@@ -253,8 +253,8 @@ def _apart(clock: FakeClock | None) -> Iterator[None]:
 
 def _forget(limit: int) -> None:
     recorders.restart(limit)
-    optimizers.restart()
-    roots.restart()
+    for known in (optimizers, roots, scalars, limits):
+        known.restart()
 
 
 def _replace(before: Any, after: Any) -> None:

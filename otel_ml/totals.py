@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["Distribution", "LossCurve", "RunTotals"]
+__all__ = ["Distribution", "LossCurve", "RunTotals", "ScalarCurve"]
 
 
 @dataclass
@@ -33,6 +33,16 @@ class LossCurve:
     last: float | None = None
     best: float | None = None
     best_step: int | None = None
+
+
+@dataclass
+class ScalarCurve:
+    """What became of a value that the program recorded: how often, the last one, the lowest and highest finite one."""
+
+    count: int = 0
+    last: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass
@@ -61,6 +71,8 @@ class RunTotals:
     tokens: int | None = None
     micro_batches: int = 0
     losses: dict[str, LossCurve] = field(default_factory=dict)  # by optimizer; "" where there is one
+    scalars: dict[str, ScalarCurve] = field(default_factory=dict)  # by name, "split/name" where of a split
+    epochs: int = 0  # those that the program said, and ended
     step_time: Distribution = field(default_factory=Distribution)
     phases: dict[str, float] = field(default_factory=dict)  # seconds over all steps, "residual" included
     time: dict[str, float] = field(default_factory=dict)  # ml.run.time by category; sums to duration_s
@@ -77,6 +89,7 @@ class RunTotals:
     memory_peak_by: int | None = None
     records: int = 0
     records_dropped: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)  # what limits of ours left out, by kind
     errors: int = 0
     drain_cpu_s: float | None = 0.0  # None: killed before it was first told, with `records`
     thinned: bool = False  # the step curve was thinned; counters and histograms are exact
@@ -94,6 +107,7 @@ class RunTotals:
         known = {f.name for f in fields(cls)}
         kept = {k: v for k, v in data.items() if k in known}
         kept["losses"] = {k: LossCurve(**v) for k, v in kept.get("losses", {}).items()}
+        kept["scalars"] = {k: ScalarCurve(**v) for k, v in kept.get("scalars", {}).items()}
         for key in ("step_time", "inference"):
             kept[key] = Distribution(**kept.get(key, {}))
         return cls(**kept)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_ml.errors import CommandError
+from otel_ml.overview import literal
 from otel_ml.settings import Settings
 from otel_ml.store.reader import RunReader, find_run
-from otel_ml.summary import literal
 
 if TYPE_CHECKING:
     import argparse

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_ml.errors import CommandError
+from otel_ml.overview import literal
 from otel_ml.settings import Settings
-from otel_ml.summary import literal
 
 if TYPE_CHECKING:
     import argparse

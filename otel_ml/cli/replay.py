@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.errors import CommandError, StoreError
+from otel_ml.overview import literal
 from otel_ml.settings import Settings, endpoint_configured
 from otel_ml.store.outbox import SIGNALS
 from otel_ml.store.reader import find_run, list_runs, undelivered
-from otel_ml.summary import literal
 
 if TYPE_CHECKING:
     import argparse

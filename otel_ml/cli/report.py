@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otel_ml.overview import literal, print_totals, to_json, undelivered_in
 from otel_ml.settings import Settings
 from otel_ml.store.reader import RunReader, find_run
-from otel_ml.summary import literal, print_totals, to_json, undelivered_in
 
 if TYPE_CHECKING:
     import argparse

@@ -229,7 +229,7 @@ def _tell(directory: Path, run_id: str, status: int, *, summary: bool) -> None:
         )
         write_ending(run_folder(directory, run_id), ending)
         if summary:
-            from otel_ml.summary import print_run
+            from otel_ml.overview import print_run
 
             print_run(directory, run_id, ending=ending, file=sys.stderr)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the program's exit code is at stake

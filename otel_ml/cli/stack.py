@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_ml.errors import CommandError
+from otel_ml.overview import literal
 from otel_ml.settings import Settings
 from otel_ml.stack.client import checked_address, down, free_ports, plan_of, running, seen, taken, up
 from otel_ml.stack.programs import NAMES, PORTS, Plan, find
 from otel_ml.stack.supervisor import log_of
-from otel_ml.summary import literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

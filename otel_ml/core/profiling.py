@@ -43,6 +43,11 @@ class Profiler:
     def _ask(self, *_: Any) -> None:
         self._asked = True
 
+    def ask(self, steps: int) -> None:
+        """Profile as many of the next steps."""
+        self._count = steps
+        self._asked = True
+
     def turned(self, framework: str, number: int) -> None:
         """Step `number` has taken its turn: begin before the first step that is wanted, end after the last."""
         if self._going is not None:

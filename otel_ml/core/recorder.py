@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = [
+    "ABANDONED",
+    "APART",
     "BACKWARD",
     "BUILD",
     "CHECKPOINT",
@@ -34,22 +36,34 @@ __all__ = [
     "DEVICE_UPDATE",
     "DEVICE_WAIT",
     "DONE",
+    "EPOCH_BEGIN",
+    "EPOCH_END",
+    "EVALUATION_BEGIN",
+    "EVALUATION_END",
     "FAILED",
     "FETCH",
     "FETCHED",
     "FETCH_END",
     "FORWARD",
     "FORWARD_NOGRAD",
+    "MARK",
     "NUMBERED",
     "OPEN",
     "OPTIMIZER_WORK",
+    "POINT",
+    "RUN_PART",
+    "SCALAR",
     "SCALER",
     "STEP",
+    "STEP_BEGIN",
+    "STEP_END",
+    "TIMED",
     "TURNED",
     "WIDTH",
     "ZERO_GRAD",
     "Recorder",
     "Recorders",
+    "Within",
 ]
 
 WIDTH = 5
@@ -76,8 +90,23 @@ DEVICE_UPDATE = 16  # function's index       -
 DEVICE_CALL = 17  #   root's index           samples | tokens << 32, or -1
 DEVICE_WAIT = 18  #   -                      -
 NUMBERED = 19  #  the number that the program gives its next step
+# What the program says of itself; these override what is inferred.
+STEP_BEGIN = 20  #  its number, or -1          -
+STEP_END = 21  #    FAILED, ABANDONED or 0     -
+EVALUATION_BEGIN = 22  # -                     -
+EVALUATION_END = 23  # the split, or None      -
+EPOCH_BEGIN = 24  # its number                 -
+EPOCH_END = 25  #   its number                 FAILED or 0
+MARK = 26  #        the phase's name           -
+SCALAR = 27  #      the value's index          float, or a Deferred
+# No tracker hears of these.
+POINT = 28  #       value's index | step << 16 float, or a Deferred
+TIMED = 29  #       the function's name        -
+RUN_PART = 30  #    payload dict               -
+APART = frozenset({POINT, TIMED, RUN_PART})
 
-FAILED = -2  # instead of a forward's samples: an exception left it
+FAILED = -2  # an exception left it; for a forward, instead of its samples
+ABANDONED = -3  # it was left by what is no error: a Ctrl-C, an exit
 
 # Where the online counter stands.
 CLOSED = 0  # no step
@@ -93,6 +122,7 @@ class Recorder:
     __slots__ = (
         "__weakref__",
         "alive",
+        "apart",
         "buffer",
         "defers",
         "dropped",
@@ -133,10 +163,12 @@ class Recorder:
         self.tracker: Any = None  # the drain's
         self.held: list[Any] = []  # the drain's
         self.defers = False  # a Deferred was recorded
+        self.apart = False  # something of APART was recorded
         self.steady: Any = None  # the drain's
         self.number = 0
         self.state = CLOSED
         self.stepping = False  # inside an optimizer's step
+        self.__class__ = Recorder
         self.seen: set[int] = set()
         self.expected: set[int] = set()
         self.merged_from: set[int] | None = None
@@ -231,6 +263,48 @@ class Recorder:
             pass
         self.state = DONE if self.seen >= self.expected else TURNED
 
+    # --- what the program says itself ------------------------------------------------
+
+    def begin_step(self, number: int) -> bool:
+        """The program's own step begins; False inside another one, or an evaluation of its own: that one holds."""
+        self._finish_round()
+        self.number = max(self.number, number)
+        self.state = OPEN
+        self.__class__ = Within
+        return True
+
+    def end_step(self, outcome: int) -> None:
+        """It ends; one that failed stays the step that this thread is in until something else begins."""
+        self.__class__ = Recorder
+        self.state = DONE
+        if outcome == FAILED:
+            return
+        if outcome != ABANDONED:
+            self._close(by_candidate=False)
+        self.state = CLOSED
+
+    def begin_evaluation(self) -> bool:
+        """The program's own evaluation begins; False inside another one, or a step of its own."""
+        self._finish_round()
+        self.state = CLOSED
+        self.__class__ = Within
+        return True
+
+    def end_evaluation(self) -> None:
+        """It ends."""
+        self.__class__ = Recorder
+
+    def between(self) -> None:
+        """What is never inside a step begins or ends: an epoch."""
+        if self.state >= TURNED:
+            self._finish_round()
+            self.state = CLOSED
+
+    def _finish_round(self) -> None:
+        if self.state >= TURNED:
+            self._close(by_candidate=False)
+        self.merged_from = None
+
     def _close(self, *, by_candidate: bool) -> None:
         self.number += 1
         self.expected = self.seen
@@ -239,6 +313,49 @@ class Recorder:
             self.seen = set()
         except MemoryError:
             pass
+
+
+class Within(Recorder):
+    """A recorder whose thread is inside a step or an evaluation that the program itself began: nothing is inferred.
+
+    A class rather than a flag, so that the hooks of everyone else do not ask for it.
+    """
+
+    __slots__ = ()
+
+    def fetching(self) -> int:
+        """A batch of this step."""
+        return OPEN
+
+    def exhausted(self, before: int) -> None:
+        """Nothing."""
+
+    def edge(self) -> None:
+        """Nothing."""
+
+    def candidate(self) -> None:
+        """Nothing."""
+
+    def numbered(self, number: int) -> None:
+        """Nothing: it has a number."""
+
+    def turn(self, optimizer: int) -> None:
+        """A turn like any other, which completes nothing."""
+        try:  # noqa: SIM105 - as there
+            self.seen.add(optimizer)
+        except MemoryError:
+            pass
+
+    def begin_step(self, number: int) -> bool:  # noqa: ARG002 - as there
+        """It is inside one."""
+        return False
+
+    def begin_evaluation(self) -> bool:
+        """It is inside one."""
+        return False
+
+    def between(self) -> None:
+        """Nothing."""
 
 
 _VOID = Recorder(0)

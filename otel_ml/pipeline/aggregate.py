@@ -8,7 +8,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
-from otel_ml.totals import Distribution, LossCurve, RunTotals
+from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,8 +120,9 @@ class Aggregate:
             totals.tokens = (totals.tokens or 0) + step.tokens
         for optimizer, loss in step.losses.items():
             self._loss(label.get(optimizer, ""), loss, step.number)
-        for name, value in (("grad_norm", step.grad_norm), *step.scalars.items()):
-            self._nonfinite(name, (value,))
+        for name, value in step.scalars.items():
+            self.scalar(name, (value,))
+        self._nonfinite("grad_norm", (step.grad_norm,))
 
     def block(self, block: Block, label: dict[int, str]) -> None:
         """Count a block of steps, all of outcome ok."""
@@ -155,8 +156,22 @@ class Aggregate:
                 for number, loss in enumerate(column, block.first):
                     if loss is not None:
                         self._loss(key, loss, number)
-        for name, values in (("grad_norm", block.grad_norms or ()), *block.scalars.items()):
-            self._nonfinite(name, values)
+        for name, values in block.scalars.items():
+            self.scalar(name, values)
+        self._nonfinite("grad_norm", block.grad_norms or ())
+
+    def scalar(self, name: str, values: Iterable[float | None]) -> None:
+        """Count values of this name."""
+        known = [v for v in values if v is not None]
+        self._nonfinite(name, known)
+        finite = [v for v in known if math.isfinite(v)]
+        curve = self.totals.scalars.setdefault(name, ScalarCurve())
+        curve.count += len(known)
+        if known:
+            curve.last = known[-1]
+        if finite:
+            curve.low = min(finite) if curve.low is None else min(curve.low, *finite)
+            curve.high = max(finite) if curve.high is None else max(curve.high, *finite)
 
     def _nonfinite(self, name: str, values: Iterable[float | None]) -> None:
         bad = sum(v is not None and not math.isfinite(v) for v in values)

@@ -16,7 +16,7 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.deferred import Deferred
 from otel_ml.core.pace import LEISURE, Pace
-from otel_ml.core.recorder import BUILD, WIDTH
+from otel_ml.core.recorder import APART, BUILD, WIDTH
 from otel_ml.errors import guard, swallow
 from otel_ml.pipeline.steady import Steady
 from otel_ml.pipeline.steps import Call, Rare, Step, Tracker
@@ -48,6 +48,7 @@ class Drain:
         self.telemetry = telemetry
         self.cpu_s = 0.0
         self.active = False  # something worth telling has been seen
+        self.annotated = False  # the program said something of itself: that is worth it
         self.at_end: Callable[[], None] = _nothing  # on the drain's thread: Python 3.12 starts none at exit
         self._prepare = prepare  # while the program imports its framework, so that no step waits for it
         self._prepared = False
@@ -97,9 +98,12 @@ class Drain:
             for _ in recorders.retired():
                 pass
             self.cpu_s = time.thread_time()
+            if self.annotated:
+                self._begin()
             if self.active:
                 at = now()
                 self.telemetry.records.flush(at, pace.rest)
+                self.telemetry.points.flush(at, pace.rest)
                 self.telemetry.spans.tick(at)
                 self.telemetry.anchor.renew()
                 pace.rest()
@@ -115,6 +119,8 @@ class Drain:
 
     def _drain(self, recorder: Recorder, pace: Pace) -> None:
         chunk = self._ready(recorder, pace)
+        if recorder.apart and chunk:
+            chunk = self._apart(chunk)
         if not chunk:
             return
         tracker = recorder.tracker
@@ -149,6 +155,25 @@ class Drain:
                 pace.rest()
         if tracker.out:
             self._tell(recorder)
+
+    def _apart(self, chunk: list[Any]) -> list[Any]:
+        """Tell of what no tracker hears of; the rest of the chunk."""
+        self._begin()
+        rest: list[Any] = []
+        since = 0
+        for at in [n * WIDTH for n, code in enumerate(chunk[::WIDTH]) if code in APART]:
+            rest += chunk[since:at]
+            since = at + WIDTH
+            try:
+                self.telemetry.apart(*chunk[at:since])
+            except Exception:  # noqa: BLE001 - as of a finding
+                swallow("telling of what the program said")
+        return rest + chunk[since:]
+
+    def _begin(self) -> None:
+        if not self.active:
+            self.active = True
+            self._started()
 
     def _ready(self, recorder: Recorder, pace: Pace) -> list[Any]:
         """What there is to tell: up to the first value that a device still computes, unless that takes too long."""
@@ -197,9 +222,7 @@ class Drain:
             out, self._early = self._early + out, []
         alike = len(out) > 1 and all(isinstance(found, Call) for found in out)
         for found in [out] if alike else out:
-            if not self.active:
-                self.active = True
-                self._started()
+            self._begin()
             if recorders.main is None and isinstance(found, Step):
                 recorders.main = recorder
             try:
@@ -218,6 +241,8 @@ class Drain:
             self.telemetry.rest = pace.rest
             self._await()
             self._ending = True
+            if self.annotated:
+                self._begin()
             for recorder in list(recorders.all):
                 self._drain(recorder, pace)
                 if recorder.tracker is not None:

@@ -317,8 +317,13 @@ class Providers:
             # A reader added later is not among those the provider ends itself; this collects once more.
             self._readers.pop().shutdown(timeout_ms)
 
-    def flush(self, timeout_ms: int) -> None:
-        """Send what is pending; what the SDK does not bound is bounded by the caller."""
+    def flush(self, timeout_ms: int, *, stored: bool = False) -> None:
+        """Send what is pending; what the SDK does not bound is bounded by the caller.
+
+        With `stored`, what is pending for the local store goes there first.
+        """
+        for kept in (*self._kept, *self._readers) if stored else ():
+            kept.force_flush(timeout_ms)
         for provider in (*self._left, self.tracer, self.logger, self.meter):
             if hasattr(provider, "force_flush"):
                 provider.force_flush(timeout_ms)

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from otel_ml.core.clock import Anchor
 
-__all__ = ["Records"]
+__all__ = ["Points", "Records"]
 
 _BATCH = 64  # steps an event: more would hold the interpreter for longer than the program should wait
 _AT_ONCE = 128  # points of one thinned flush
 _BATCH_BYTES = 48 * 1024
 _CELL_BYTES = 26  # the longest number in JSON, or word of ours, and what is between two
+_MOST_SCALARS = 64  # of a record
 _SPREAD = (names.STEP_DURATION_S, names.LOSS.name, names.GRAD_NORM.name)  # columns whose min and max are kept
 _SUMMED = (names.STEP_SAMPLES, names.STEP_TOKENS, names.STEP_MICRO_BATCHES)
 
@@ -32,10 +33,16 @@ def _nothing() -> None:
 
 
 class Records:
-    """Collects step records as columns and emits them as `ml.step` (one) or `ml.steps` (several)."""
+    """Collects step records as columns and emits them as `ml.step` (one) or `ml.steps` (several).
 
-    def __init__(self, anchor: Anchor, *, rate: float, burst: int, started: int) -> None:
+    `points` takes what a step's record has no room for.
+    """
+
+    one, many = names.EVENT_STEP, names.EVENT_STEPS
+
+    def __init__(self, anchor: Anchor, *, rate: float, burst: int, started: int, points: Points | None = None) -> None:
         self.anchor = anchor
+        self.points = points
         self.budget = Budget(rate, burst, started)
         self.thinned = False
         self._columns: dict[str, list[Any]] = {}
@@ -71,6 +78,8 @@ class Records:
 
     def steps(self, ends_ns: list[int], columns: Mapping[str, list[Any]]) -> None:
         """Take several steps' records, a value a step in each column."""
+        if self.points is not None and len(columns) > _MOST_SCALARS:
+            columns = self._shared(ends_ns, columns, self.points)
         before = len(self._ends)
         self._ends.extend(ends_ns)
         for key, values in columns.items():
@@ -81,6 +90,16 @@ class Records:
                 known.extend([None] * (before - len(known)))
             known.extend(values)
         self._context = None
+
+    @staticmethod
+    def _shared(ends_ns: list[int], columns: Mapping[str, list[Any]], points: Points) -> Mapping[str, list[Any]]:
+        """The columns that a step's record has room for: a line holds 128 attributes; the others are points."""
+        over = [key for key in columns if key.startswith(names.STEP_SCALAR)][_MOST_SCALARS:]
+        for first in range(0, len(over), _MOST_SCALARS):
+            some = {key: columns[key] for key in over[first : first + _MOST_SCALARS]}
+            points.flush(ends_ns[0])
+            points.steps(ends_ns, {**some, names.STEP_NUMBER: columns[names.STEP_NUMBER]})
+        return {key: values for key, values in columns.items() if key not in set(over)}
 
     def flush(self, at_ns: int, rest: Callable[[], None] = _nothing) -> None:
         """Emit what is pending: exactly while the budget lasts, thinned beyond it, with a `rest()` after each slice."""
@@ -129,19 +148,40 @@ class Records:
         columns = {k: v for k, v in columns.items() if v.count(None) < len(v)}
         if len(ends) == 1 and stride == 1:
             only = {k: v[0] for k, v in columns.items()}
-            only[names.STEP_NUMBER] = only.pop(names.STEP_NUMBER)
-            self.event(names.EVENT_STEP, _say(only), only, ends[0], context=self._context)
+            if names.STEP_NUMBER in only:
+                only[names.STEP_NUMBER] = only.pop(names.STEP_NUMBER)
+            self.event(self.one, _say(only), only, ends[0], context=self._context)
             return
         if len(ends) > 1 and _bytes_of(columns) > _BATCH_BYTES:
             half = len(ends) // 2
             self._batch(ends[:half], {k: v[:half] for k, v in columns.items()}, stride)
             self._batch(ends[half:], {k: v[half:] for k, v in columns.items()}, stride)
             return
-        number = columns.pop(names.STEP_NUMBER)
+        number = columns.pop(names.STEP_NUMBER, None)
         last = {k: v[-1] for k, v in columns.items()}
-        body = f"steps {number[0]} to {number[-1] + stride - 1}: {_say({**last, names.STEP_NUMBER: number[-1]})}"
         # Identity last: the SDK keeps the last 128 attributes.
-        self.event(names.EVENT_STEPS, body, {**columns, names.STEP_STRIDE: stride, names.STEP_NUMBER: number}, ends[-1])
+        said = {**columns, names.STEP_STRIDE: stride, names.STEP_NUMBER: number}
+        if number is None:
+            self.event(self.many, f"{len(ends)} rows: {_say(last)}", said, ends[-1])
+            return
+        body = f"steps {number[0]} to {number[-1] + stride - 1}: {_say({**last, names.STEP_NUMBER: number[-1]})}"
+        self.event(names.EVENT_STEPS, body, said, ends[-1])
+
+
+class Points(Records):
+    """Values beside a step's record, as rows of `ml.scalars`: recorded between steps, or of a step that was named."""
+
+    one = many = names.EVENT_SCALARS
+
+    def row(self, at_ns: int, key: str, value: float, number: int | None) -> None:
+        """Take one value of a step, or of none; several of one step become one row."""
+        numbers = self._columns.get(names.STEP_NUMBER, [None])
+        column = self._columns.setdefault(key, [])
+        count = len(self._ends)
+        if count and len(numbers) in (0, count) and numbers[-1] == number and len(column) < count:
+            column.extend([None] * (count - 1 - len(column)) + [value])
+            return
+        self.steps([at_ns], {key: [value], names.STEP_NUMBER: [number]})
 
 
 def _bytes_of(columns: dict[str, list[Any]]) -> int:
@@ -174,9 +214,14 @@ def _round(value: float) -> float:
 
 
 def _say(attributes: Mapping[Any, Any]) -> str:
-    parts = [f"step {attributes[names.STEP_NUMBER]}:"]
+    parts = [f"step {attributes[names.STEP_NUMBER]}:"] if names.STEP_NUMBER in attributes else []
     loss = attributes.get(names.LOSS.name)
     if loss is not None:
         parts.append(f"loss {loss:.4g},")
-    parts.append(f"{attributes[names.STEP_DURATION_S] * 1e3:.3g} ms")
+    if names.STEP_DURATION_S in attributes:
+        parts.append(f"{attributes[names.STEP_DURATION_S] * 1e3:.3g} ms")
+    else:
+        prefix = f"{names.STEP_SCALAR}."
+        given = ((k.removeprefix(prefix), v) for k, v in attributes.items() if k.startswith(prefix) and v is not None)
+        parts.append(", ".join(f"{name} {value:.4g}" for name, value in given))
     return " ".join(parts)

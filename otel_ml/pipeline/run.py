@@ -28,7 +28,7 @@ from otel_ml.pipeline.aggregate import Aggregate
 from otel_ml.pipeline.drain import Drain
 from otel_ml.pipeline.instruments import Instruments
 from otel_ml.pipeline.logs import Logs
-from otel_ml.pipeline.records import Records
+from otel_ml.pipeline.records import Points, Records
 from otel_ml.pipeline.spans import Marker, Spans
 from otel_ml.pipeline.telemetry import Telemetry
 from otel_ml.redact import argv, text
@@ -70,8 +70,11 @@ class Run:
         instruments = Instruments(_meter(providers.meter), lambda: (writer and writer.size()) or None)
         self.spans = Spans(identity, self.anchor, steps_per_second=steps_per_second, started=self.started)
         self.spans.use(_tracer(providers.tracer))
-        self.records = Records(self.anchor, rate=points_per_second, burst=points_burst, started=self.started)
-        self.records.use(_logger(providers.logger))
+        self.points = Points(self.anchor, rate=points_per_second, burst=points_burst, started=self.started)
+        self.records = Records(
+            self.anchor, rate=points_per_second, burst=points_burst, started=self.started, points=self.points
+        )
+        self._log_to(providers.logger)
         self.totals = RunTotals(
             run_id=identity.run_id,
             run_name=identity.run_name,
@@ -87,6 +90,7 @@ class Run:
             instruments=instruments,
             spans=self.spans,
             records=self.records,
+            points=self.points,
             aggregate=self.aggregate,
             anchor=self.anchor,
             watch=watch,
@@ -96,6 +100,7 @@ class Run:
         self.pid = os.getpid()
         self.done = threading.Event()
         self._by_hand = False
+        self._tracers: dict[str, Any] = {}
         self._token: Any = None
 
     def start(self, *, drain: bool = True) -> None:
@@ -106,11 +111,15 @@ class Run:
         self._mark()
         self._token = otel_context.attach(trace.set_span_in_context(self.spans.live))
         self.logs.install()
-        runtime.identity = self.identity
+        runtime.identity, runtime.recording = self.identity, self
         os.register_at_fork(after_in_child=_forked)
         self._by_hand = not drain
         if drain:
             self.drain.start()
+
+    def _log_to(self, provider: Any) -> None:
+        for records in (self.records, self.points):
+            records.use(_logger(provider))
 
     def _mark(self) -> None:
         if hasattr(self.providers.tracer, "add_span_processor"):
@@ -120,21 +129,69 @@ class Run:
         """The program has set its own provider of this signal: send through that one from now on."""
         provider = self.providers.adopt(signal)
         if signal == "traces":
+            self._tracers.clear()
             self.spans.use(_tracer(provider))
             self._mark()
         elif signal == "metrics":
             self.telemetry.instruments.use(_meter(provider))
         else:
-            self.records.use(_logger(provider))
+            self._log_to(provider)
             self.logs.use(provider)
 
     def detach(self) -> None:
         """Take back what `start()` put into this process and context, after the end."""
         otel_context.detach(self._token)
-        runtime.identity = None
+        runtime.identity = runtime.recording = None
         self.logs.uninstall()
         bulk.uninstall()
         dice.uninstall()
+
+    # --- what the API records with -------------------------------------------------------
+
+    @property
+    def live(self) -> Any:
+        """Stands for the step that the thread which asks is in."""
+        return self.spans.live
+
+    def tracer(self, scope: str) -> Any:
+        """The tracer of this scope."""
+        tracer = self._tracers.get(scope)
+        if tracer is None:
+            tracer = self._tracers[scope] = self.providers.tracer.get_tracer(scope)
+        return tracer
+
+    def event(self, name: str, body: str, attributes: dict[str, Any]) -> None:
+        """Emit a log record with this event name, in the current context."""
+        self.records.event(name, body, attributes, now(), context=otel_context.get_current())
+
+    def annotated(self) -> None:
+        """The program has said something of itself: there is a run to tell of."""
+        self.drain.annotated = True
+
+    def flush(self, timeout_s: float) -> bool:
+        """Bring all that is recorded so far to where it goes; whether it got there in time."""
+        if os.getpid() != self.pid or self.done.is_set():
+            return False
+        done = threading.Event()
+
+        def bring() -> None:
+            with guard("a flush"):
+                self.drain.turn(pause=False)
+                self.providers.flush(int(timeout_s * 1000), stored=True)
+                done.set()
+
+        if self._by_hand:
+            bring()
+        else:
+            threading.Thread(target=bring, name="otel-ml-flush", daemon=True).start()
+        return done.wait(timeout_s)
+
+    def so_far(self) -> RunTotals:
+        """The run's aggregates as they stand, with a verdict."""
+        self.drain.turn(pause=False)
+        totals = dataclasses.replace(self.aggregate.fill(now()))
+        totals.verdict, totals.evidence, totals.advice = self._judge(totals)
+        return totals
 
     def _begin(self) -> None:
         """The first step or call was seen: the run is worth telling of."""
@@ -221,6 +278,7 @@ class Run:
         if error is not None:
             self._tell_exception(error, live.number if live is not None and live.state else None, context, at)
         self.records.finish(at)
+        self.points.finish(at)
         totals.ended_unix_ns = self.anchor.unix(at)
         self.telemetry.tick(
             upto=at, cpu_s=self.drain.cpu_s, state="failed" if totals.outcome == "failed" else "finished"
@@ -291,7 +349,7 @@ def _forked() -> None:
     """A forked child inherits nothing that runs and emits nothing: its hooks record into the void."""
     recorders.clear()
     recorders.limit = 0
-    runtime.identity = None
+    runtime.identity = runtime.recording = None
 
 
 def _age_ns() -> int:

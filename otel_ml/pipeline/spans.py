@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from otel_ml.core.identity import Identity
     from otel_ml.core.recorder import Recorder
     from otel_ml.pipeline.steady import Block
-    from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
+    from otel_ml.pipeline.steps import Call, Epoch, Evaluation, Rare, Step
 
 __all__ = ["LiveStep", "Marker", "Spans"]
 
@@ -228,8 +228,25 @@ class Spans:
         """Emit an evaluation."""
         self._last_evaluation[ordinal] = evaluation
         if self._others.take(1, evaluation.end):
-            span = self._start(names.SPAN_EVALUATION, evaluation.start, {}, links=[self._run_link()])
+            about = {} if evaluation.split is None else {names.SPLIT: evaluation.split}
+            span = self._start(names.SPAN_EVALUATION, evaluation.start, about, links=[self._run_link()])
             self._end(span, evaluation.end)
+
+    def epoch(self, epoch: Epoch, about: Mapping[Any, Any]) -> None:
+        """Emit an epoch."""
+        if self._others.take(1, epoch.end):
+            span = self._start(names.SPAN_EPOCH, epoch.start, about, links=[self._run_link()])
+            self._end(span, epoch.end, "failed" if epoch.failed else None)
+
+    def part(self, start: int, end: int, about: dict[str, Any]) -> None:
+        """Emit a part of the run that the program named: a child of the run's own span."""
+        trace_id, span_id = self._run_ids(self._segment)
+        whole = SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        span = self._tracer.start_span(
+            names.SPAN_RUN, trace.set_span_in_context(NonRecordingSpan(whole), Context()),
+            start_time=self.anchor.unix(start), attributes={k: v for k, v in about.items() if v is not None},
+        )  # fmt: skip
+        self._end(span, end, about[names.ERROR_TYPE])
 
     def call(self, call: Call) -> None:
         """Emit an inference, within the budget; one that failed has another one besides."""

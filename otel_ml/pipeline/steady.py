@@ -12,10 +12,12 @@ ways say the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress, cycle
 from operator import add, lt, sub
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
+from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
 from otel_ml.pipeline.steps import (
@@ -28,6 +30,7 @@ from otel_ml.pipeline.steps import (
     Item,
     build,
     framework_of,
+    number_of,
     packed_of,
     unpack,
 )
@@ -41,9 +44,9 @@ _MOST = 128  # steps a block: what one slice of the drain can tell of
 _LEAST = 4
 _DEVICE = frozenset({r.DEVICE_TRAIN, r.DEVICE_CALL})
 _SIMPLE = _DEVICE | {
-    r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.CLIP, r.OPTIMIZER_WORK, r.DEVICE_WAIT,
+    r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.CLIP, r.OPTIMIZER_WORK, r.DEVICE_WAIT, r.SCALAR,
 }  # fmt: skip
-_BY_NUMBER = _DEVICE | {r.FORWARD, r.ZERO_GRAD, r.STEP}  # events whose `a` says which object
+_BY_NUMBER = _DEVICE | {r.FORWARD, r.ZERO_GRAD, r.STEP, r.SCALAR}  # events whose `a` says which object
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Block:
     _events: tuple[list[Any], ...]  # codes, starts, ends, a and b of every event
     _cycle: int
     _roots: int
+    epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.durations)
@@ -73,7 +77,10 @@ class Block:
         """One of the steps, whole."""
         mine = slice(index * self._cycle, (index + 1) * self._cycle)
         items = list(map(Item, *(column[mine] for column in self._events)))
-        return build(self.first + index, items, self.starts[index + 1], "ok", self._roots)
+        step = build(self.first + index, items, self.starts[index + 1], "ok", self._roots)
+        step.scalars.update((name, v) for name, of in self.scalars.items() if (v := of[index]) is not None)
+        step.epoch = self.epoch
+        return step
 
 
 class Steady:
@@ -131,18 +138,23 @@ class Steady:
         return self._take(tracker, chunk, at, at + count * cycle * WIDTH)
 
     def _take(self, tracker: Tracker, chunk: list[Any], at: int, stop: int) -> Block | None:
-        cycle = self._cycle
+        pattern = chunk[at : at + self._cycle * WIDTH : WIDTH]
         carried = tracker.items
-        starts = [i.start for i in carried] + chunk[at + 1 : stop : WIDTH]
-        ends = [i.end for i in carried] + chunk[at + 2 : stop : WIDTH]
+        columns = [chunk[at + slot : stop : WIDTH] for slot in range(WIDTH)]
+        said = columns
+        if r.SCALAR in pattern:
+            if not carried:
+                return None
+            keep = [code != r.SCALAR for code in pattern]
+            columns = [list(compress(column, cycle(keep))) for column in columns]
+        events: Any = ([i[slot] for i in carried] + column for slot, column in enumerate(columns))
+        codes, starts, ends, a, b = events
         if not all(map(lt, ends, starts[1:])):
             return None  # something nests
-        codes = [i.code for i in carried] + chunk[at:stop:WIDTH]
-        a = [i.a for i in carried] + chunk[at + 3 : stop : WIDTH]
-        b = [i.b for i in carried] + chunk[at + 4 : stop : WIDTH]
-        count = (stop - at) // WIDTH // cycle
-        whole = count * cycle
-        edges = starts[0 : whole + 1 : cycle]
+        whole_cycle = self._cycle - pattern.count(r.SCALAR)
+        count = (stop - at) // WIDTH // self._cycle
+        whole = count * whole_cycle
+        edges = starts[0 : whole + 1 : whole_cycle]
         if len(edges) != count + 1:
             return None
         block = Block(
@@ -156,19 +168,41 @@ class Steady:
             samples=None,
             tokens=None,
             scalars={},
-            micro_batches=codes[:cycle].count(r.BACKWARD) + codes[:cycle].count(r.DEVICE_TRAIN),
-            framework=framework_of(codes[:cycle]),
+            micro_batches=codes[:whole_cycle].count(r.BACKWARD) + codes[:whole_cycle].count(r.DEVICE_TRAIN),
+            framework=framework_of(codes[:whole_cycle]),
+            epoch=tracker.epoch,
             _events=(codes, starts, ends, a, b),
-            _cycle=cycle,
+            _cycle=whole_cycle,
             _roots=len(tracker.roots),
         )
-        columns = _Columns(codes[:cycle], starts, ends, a, b, whole, cycle)
-        if not columns.values(block):
+        layout = _Columns(codes[:whole_cycle], starts, ends, a, b, whole, whole_cycle)
+        if not layout.values(block):
             return None
-        columns.phases(block)
+        layout.phases(block)
+        _recorded(block, tracker, pattern, said, len(carried))
         open_now = map(Item, codes[whole:], starts[whole:], ends[whole:], a[whole:], b[whole:])
         tracker.skip(list(open_now), count, ends[-1])
         return block
+
+
+def _recorded(block: Block, tracker: Tracker, pattern: list[int], said: list[list[Any]], carried: int) -> None:
+    """Put what the program recorded into the steps in whose time it did; the last may be of the step open now."""
+    count, length = len(block), len(pattern)
+    mine: list[tuple[int, Item]] = [(0, item) for item in tracker.values]
+    other = 0
+    for j, code in enumerate(pattern):
+        if code != r.SCALAR:
+            other += 1
+            continue
+        later = (carried + other - 1) // block._cycle  # noqa: SLF001 - its own kind
+        items = map(Item, *(column[j::length] for column in said))
+        mine += ((n + later, item) for n, item in enumerate(items))
+    tracker.values = [item for n, item in mine if n >= count]
+    for n, item in mine:
+        value = number_of(item.b)
+        if n < count and value is not None:
+            column = block.scalars.setdefault(scalars.columns[item.a], [None] * count)
+            column[n] = value
 
 
 class _Columns:

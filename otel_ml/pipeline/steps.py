@@ -14,6 +14,9 @@ framework: `tests/pipeline/test_steps.py` holds a table for every rule.
   its step. One that only yields gradients is a backward, the one that takes them in is the turn. Others, called
   between steps, are an evaluation; but one that is called before every step is a part of the step.
 - Events nest by containment: what a later event's interval covers was inside it.
+- What the program says itself comes first: a step or an evaluation that it began holds all until it ends it, with
+  the batch that was fetched just before. Its phases take their time from what was inferred there. A value belongs to
+  the step in whose time it was recorded, else to the last one before that.
 """
 
 from __future__ import annotations
@@ -22,12 +25,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otel_ml.core import recorder as r
+from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Call", "Evaluation", "Item", "Rare", "Step", "Tracker", "build", "framework_of", "packed_of", "unpack"]
+__all__ = [
+    "Call", "Epoch", "Evaluation", "Item", "Point", "Rare", "Step", "Tracker", "build", "framework_of", "number_of",
+    "packed_of", "unpack",
+]  # fmt: skip
 
 DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, COMPILE, CHECKPOINT, HOST, WAIT = (
     "data_wait", "forward", "backward", "optimizer", "compile", "checkpoint", "host", "wait",
@@ -60,6 +67,10 @@ _TURNS = frozenset({r.STEP, r.SCALER}) | DEVICE_TURNS
 _OPENERS = frozenset({r.FETCH, r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS | _TURNS
 _CANDIDATES = frozenset({r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS
 _CALLS = frozenset({r.FORWARD, r.FORWARD_NOGRAD, r.DEVICE_CALL})
+_SAID = frozenset({
+    r.STEP_BEGIN, r.STEP_END, r.EVALUATION_BEGIN, r.EVALUATION_END, r.EPOCH_BEGIN, r.EPOCH_END, r.MARK, r.SCALAR,
+})  # fmt: skip
+_ANYBODYS = frozenset({r.FETCH, r.FETCH_END, r.CHECKPOINT})
 # Events whose `a` says which object.
 _WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.DEVICE_GRAD, r.DEVICE_CALL}) | _TURNS
 _NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP, r.DEVICE_WAIT})
@@ -69,6 +80,7 @@ _TOKENS_SHIFT = 32
 _UNTRAINED = 16  # forwards with grad that wait for a first backward
 _PENDING = 256  # events without a turn, at which evaluations among them are looked for
 _MASK = (1 << _TOKENS_SHIFT) - 1
+_MARKS = 4096  # phases and values that wait for their step to end
 
 
 class Item(NamedTuple):
@@ -113,6 +125,7 @@ class Step:
     compiled: bool = False
     checkpointed: bool = False
     framework: str = "torch"
+    epoch: int | None = None
 
     @property
     def duration(self) -> int:
@@ -130,6 +143,25 @@ class Evaluation:
     next_step: int
     functions: set[int] = field(default_factory=set)  # compiled ones that were called
     compiling: int = 0  # nanoseconds of it that went into compilations
+    split: str | None = None
+
+
+class Epoch(NamedTuple):
+    """One epoch, as the program said."""
+
+    number: int
+    start: int
+    end: int
+    failed: bool
+
+
+class Point(NamedTuple):
+    """A value that was recorded in no step, with the step that it is of: the last one, or the one that was given."""
+
+    at: int
+    step: int | None
+    column: str
+    value: float
 
 
 class Call(NamedTuple):
@@ -143,7 +175,7 @@ class Call(NamedTuple):
     failed: bool = False  # an exception left it
 
 
-Output = Step | Evaluation | Call | Rare
+Output = Step | Evaluation | Call | Rare | Epoch | Point
 
 
 class Tracker:
@@ -170,11 +202,22 @@ class Tracker:
         self._early: list[Call] = []  # of compiled functions, before it is known whether the process trains
         self._called: dict[int, int] = {}  # the step before which a compiled function was last called
         self._of_steps: set[int] = set()  # compiled functions that are called before every step
+        self._within: Item | None = None  # what the program itself began
+        self._calls_within = self._compiling_within = 0
+        self.epoch: int | None = None
+        self.marks: list[Item] = []  # the program's phases, until their step ends
+        self.values: list[Item] = []  # and its values
 
     # --- input -----------------------------------------------------------------------
 
     def feed(self, code: int, start: int, end: int, a: Any, b: Any) -> None:
         """Take one event; what it completes is appended to `out`."""
+        if code in _SAID:
+            self._said(Item(code, start, end, a, b))
+            return
+        if self._within is not None:
+            self._inside(code, start, end, a, b)
+            return
         inside = self._absorb(code, start)
         if self.loose and code not in (r.COMPILE, r.CHECKPOINT):
             inside += self._settle(start, opens=code in _OPENERS)
@@ -226,6 +269,13 @@ class Tracker:
 
     def finish(self, *, failed: bool = False) -> None:
         """The thread's or the program's end: close what is open at its last event."""
+        if self._within is not None:
+            self._ended(
+                Item(
+                    self._within.code + 1, self._within.start, self.last_end, None, r.FAILED if failed else r.ABANDONED
+                )
+            )
+            failed = False
         self._settle(_NEVER, opens=False)
         if self._turned():
             # What has taken its turn is done; what follows is the next step, or was none.
@@ -245,6 +295,113 @@ class Tracker:
         self._early = []
         self._flush_evaluation(last=True)
         self.items = []
+        self._let_go(_NEVER)
+
+    # --- what the program says itself --------------------------------------------------
+
+    def _said(self, item: Item) -> None:
+        code = item.code
+        if code == r.MARK:
+            if len(self.marks) >= _MARKS:
+                del self.marks[0]
+            self.marks.append(item)
+        elif code == r.SCALAR:
+            self.values.append(item)
+            if not self.items and self._within is None:
+                self._let_go(_NEVER)
+            elif len(self.values) > _MARKS:
+                self._let_go(self.values[1].start)
+        elif code in (r.EPOCH_BEGIN, r.EPOCH_END):
+            self._between(item.start if code == r.EPOCH_BEGIN else item.end)
+            self.epoch = item.a if code == r.EPOCH_BEGIN else None
+            if code == r.EPOCH_END:
+                self.out.append(Epoch(item.a, item.start, item.end, item.b == r.FAILED))
+        elif self._within is not None:
+            if item.code == self._within.code + 1:
+                self._ended(item)
+        elif code in (r.STEP_BEGIN, r.EVALUATION_BEGIN):
+            self._began(item)
+
+    def _between(self, at: int) -> None:
+        """What is never inside a step: it closes the one that is complete."""
+        if self._within is not None:
+            return
+        self._settle(at, opens=False)
+        if self._turned():
+            self._close_at(at, len(self.items))
+        elif self.by_hand and self._backwards():
+            self._close_manual(at)
+
+    def _began(self, item: Item) -> None:
+        self._between(item.start)
+        fetched = len(self.items)
+        while fetched and self.items[fetched - 1].code in (r.FETCH, r.FETCH_END):
+            fetched -= 1
+        batch = self.items[fetched:] if item.code == r.STEP_BEGIN else []
+        del self.items[fetched:]
+        self._leave_open()
+        self._flush_evaluation()
+        self._within, self.items = item, batch
+        self._calls_within = self._compiling_within = 0
+        if item.code == r.STEP_BEGIN:
+            self.built()
+            self.number = max(self.number, item.a)
+
+    def _inside(self, code: int, start: int, end: int, a: Any, b: Any) -> None:
+        """An event of what the program itself began: nothing opens or closes by it."""
+        within: Any = self._within
+        of_step = within.code == r.STEP_BEGIN
+        if code in (r.COMPILE, r.CHECKPOINT):
+            self.out.append(Rare(code, start, end, a, self.number if of_step else None))
+            self._compiling_within += end - start if code == r.COMPILE else 0
+        self._calls_within += code in _CALLS
+        if code == r.BUILD:
+            self.built()
+        elif of_step and code != r.NUMBERED:
+            if code == r.FORWARD:
+                self.roots.add(a)
+            self.items.append(Item(code, start, end, a, b, self._absorb(code, start)))
+        self.last_end = max(self.last_end, end)
+
+    def _ended(self, item: Item) -> None:
+        began: Any = self._within
+        self._within = None
+        items, self.items = self.items, []
+        self.last_end = max(self.last_end, item.end)
+        if began.code == r.EVALUATION_BEGIN:
+            self.out.append(
+                Evaluation(began.start, item.end, self._calls_within, self.number,
+                           compiling=self._compiling_within, split=item.a)
+            )  # fmt: skip
+            self._let_go(_NEVER)
+        elif item.b != r.ABANDONED:
+            start = min(items[0].start, began.start) if items else began.start
+            self._tell(items, item.end, "failed" if item.b == r.FAILED else "ok", start)
+
+    def _let_go(self, before: int) -> None:
+        """What was recorded before then, and in no step, is of the last step there was."""
+        while self.values and self.values[0].start < before:
+            item = self.values.pop(0)
+            value = number_of(item.b)
+            if value is not None:
+                self.out.append(
+                    Point(item.start, self.number - 1 if self.number else None, scalars.columns[item.a], value)
+                )
+
+    def _tell(self, items: list[Item], end: int, outcome: str, start: int) -> None:
+        """A step is complete."""
+        self._let_go(start)
+        step = build(self.number, items, end, outcome, len(self.roots), self.marks, start)
+        self.marks = [mark for mark in self.marks if mark.start >= step.end]
+        later = next((n for n, item in enumerate(self.values) if item.start > step.end), len(self.values))
+        for item in self.values[:later]:
+            value = number_of(item.b)
+            if value is not None:
+                step.scalars[scalars.columns[item.a]] = value
+        del self.values[:later]
+        step.epoch = self.epoch
+        self.out.append(step)
+        self.number += 1
 
     # --- the rules -------------------------------------------------------------------
 
@@ -465,14 +622,13 @@ class Tracker:
         items = self.items
         if not items:
             return
-        self.out.append(build(self.number, items, end, outcome, len(self.roots)))
-        self.number += 1
+        self._tell(items, end, outcome, items[0].start)
 
     # --- steady loops ----------------------------------------------------------------
 
     def signature(self) -> tuple[Any, ...] | None:
         """The state without its times; None where more than the open step is on its way."""
-        if self._aside or self._held or self.loose or any(i.inside for i in self.items):
+        if self._aside or self._held or self.loose or self.marks or any(i.inside for i in self.items):
             return None
         which = tuple((i.code, i.a if i.code in _WHICH else None) for i in self.items)
         return which, self.candidate, frozenset(self.round), len(self.roots), self.by_hand
@@ -484,10 +640,13 @@ class Tracker:
         self.last_end = max(self.last_end, last_end)
 
 
-def build(number: int, items: list[Item], end: int, outcome: str, roots: int) -> Step:
+def build(
+    number: int, items: list[Item], end: int, outcome: str, roots: int, marks: Iterable[Item] = (), start: int = _NEVER
+) -> Step:
     """The step that these top-level items make; `roots` is how many root modules the thread has run."""
-    step = Step(number, items[0].start, max(end, items[-1].end), outcome)
-    _phases(step, items)
+    first, last = (items[0].start, items[-1].end) if items else (start, end)
+    step = Step(number, min(first, start), max(end, last), outcome)
+    _phases(step, items, marks)
     _values(step, items)
     _count(step, items, roots)
     step.framework = framework_of(i.code for i in items)
@@ -547,6 +706,13 @@ def _scalars(step: Step, item: Item) -> float | None:
     return item.b.scalars.get(LOSS)
 
 
+def number_of(b: Any) -> float | None:
+    """A recorded value, if it could be read."""
+    if isinstance(b, Values):
+        return next(iter(b.scalars.values()), None)
+    return b if isinstance(b, float) else None
+
+
 def packed_of(b: Any) -> int:
     """The packed samples and tokens of a compiled function's event."""
     return b.packed if isinstance(b, Values) else b if isinstance(b, int) else -1
@@ -575,8 +741,11 @@ def _count(step: Step, items: list[Item], roots: int) -> None:
 
 
 def framework_of(codes: Iterable[int]) -> str:
-    """Whose step it is."""
-    return "torch" if (DEVICE_TURNS | DEVICE_LEARNS).isdisjoint(codes) else "jax"
+    """Whose step it is; one that the program itself marked may be nobody's."""
+    met = set(codes) - _ANYBODYS
+    if not met:
+        return "none"
+    return "torch" if (DEVICE_TURNS | DEVICE_LEARNS).isdisjoint(met) else "jax"
 
 
 def _call(item: Item) -> Call:
@@ -607,7 +776,7 @@ def _flat(items: list[Item]) -> list[Item]:
     return flat
 
 
-def _phases(step: Step, items: list[Item]) -> None:
+def _phases(step: Step, items: list[Item], marks: Iterable[Item]) -> None:
     """Lay the step out: each phase's intervals, nothing overlapping, the rest as residual."""
     spans: list[tuple[str, int, int]] = []
     forward: int | None = None  # where the forward phase of the next backward began
@@ -621,6 +790,9 @@ def _phases(step: Step, items: list[Item]) -> None:
             forward = None
     own = [s for i in items for s in _own(i)]
     covered = _subtract(spans, own) + own
+    marked = _marked(step, marks)
+    if marked:
+        covered = _subtract(covered, marked) + marked
     covered.sort(key=lambda s: (s[1], s[2]))
     start, end = step.start, step.end
     total = 0
@@ -639,6 +811,15 @@ def _phases(step: Step, items: list[Item]) -> None:
     step.phases[RESIDUAL] = end - start - total
     step.compiled = COMPILE in step.phases
     step.checkpointed = CHECKPOINT in step.phases
+
+
+def _marked(step: Step, marks: Iterable[Item]) -> list[tuple[str, int, int]]:
+    """The program's own phases in this step; of two that nest, the inner one's time is its own."""
+    mine = [m for m in marks if step.start <= m.start < step.end]
+    placed: list[tuple[str, int, int]] = []
+    for mark in sorted(mine, key=lambda m: m.end - m.start):
+        placed += _subtract([(mark.a, mark.start, mark.end)], placed)
+    return placed
 
 
 def _own(item: Item) -> list[tuple[str, int, int]]:

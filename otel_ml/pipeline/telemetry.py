@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry._logs import SeverityNumber
 
 from otel_ml import names
+from otel_ml.core import recorder as r
 from otel_ml.core import runtime
-from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.core.context import limits, optimizers, recorders, roots, scalars
 from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import memory
 from otel_ml.pipeline.aggregate import memory_peak
-from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
+from otel_ml.pipeline.steps import Call, Epoch, Evaluation, Point, Rare, Step, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from otel_ml.core.recorder import Recorder
     from otel_ml.pipeline.aggregate import Aggregate
     from otel_ml.pipeline.instruments import Instruments
-    from otel_ml.pipeline.records import Records
+    from otel_ml.pipeline.records import Points, Records
     from otel_ml.pipeline.spans import Spans
     from otel_ml.pipeline.steady import Block
 
 __all__ = ["Telemetry"]
 
+_STEP_SHIFT = 16  # of a point's slot: above it is the step, below it the value's number
+_SCALAR_MASK = (1 << _STEP_SHIFT) - 1
 _FUNCTIONS = 50  # compiled functions told apart in metrics; the rest are "other"
 
 
@@ -37,17 +40,21 @@ class Telemetry:
     """Fans every finding out to metrics, spans, events and the run's aggregates."""
 
     def __init__(
-        self, *, instruments: Instruments, spans: Spans, records: Records, aggregate: Aggregate, anchor: Anchor,
-        watch: Callable[[str, str, int], tuple[str, str, str] | None],
+        self, *, instruments: Instruments, spans: Spans, records: Records, points: Points, aggregate: Aggregate,
+        anchor: Anchor, watch: Callable[[str, str, int], tuple[str, str, str] | None],
     ) -> None:  # fmt: skip
         self.instruments = instruments
         self.spans = spans
         self.records = records
+        self.points = points
         self.aggregate = aggregate
         self.anchor = anchor
         self.watch = watch  # told of every recompilation: function, reason, instant; says what is an anomaly
         self.rest: Callable[[], None] = _nothing  # called between pieces of work
         self._functions: set[str] = set()
+        self._timed: set[str] = set()
+        self._phases: set[str] = set()
+        self._told_left_out: dict[str, int] = {}
         self._told: dict[str, float] = {}
         self._told_errors = 0
         self._told_records = (0, 0)
@@ -56,20 +63,66 @@ class Telemetry:
         self._memory_limit = memory.limit()
         self._optimizers_seen: set[int] = set()
 
-    def take(self, found: Step | Evaluation | Call | Rare | list[Call], recorder: Recorder) -> None:
+    def take(self, found: Step | Evaluation | Call | Rare | Epoch | Point | list[Call], recorder: Recorder) -> None:
         """Tell of one finding, or of several calls."""
         if isinstance(found, Step):
             self._step(found, recorder)
         elif isinstance(found, Evaluation):
-            self.instruments.observe(names.EVALUATION_DURATION, [(found.end - found.start) / 1e9], None)
+            of = None if found.split is None else {names.SPLIT: found.split}
+            self.instruments.observe(names.EVALUATION_DURATION, [(found.end - found.start) / 1e9], of)
             self.aggregate.evaluation(found)
             self.spans.evaluation(found, recorder.ordinal)
         elif isinstance(found, Call):
             self._calls([found])
         elif isinstance(found, list):
             self._calls(found)
+        elif isinstance(found, Point):
+            self._point(found)
+        elif isinstance(found, Epoch):
+            self._epoch(found)
         else:
             self._rare(found)
+
+    def apart(self, code: int, start: int, end: int, a: Any, b: Any) -> None:
+        """Tell of what no tracker hears of."""
+        if code == r.TIMED:
+            function = self._within(self._timed, a, "function")
+            self.instruments.observe(names.FUNCTION_DURATION, [(end - start) / 1e9], {names.FUNCTION_NAME: function})
+        elif code == r.POINT:
+            value = number_of(b)
+            if value is not None:
+                self._point(Point(start, a >> _STEP_SHIFT, scalars.columns[a & _SCALAR_MASK], value))
+        elif code == r.RUN_PART:
+            self.spans.part(start, end, a)
+
+    def _point(self, point: Point) -> None:
+        """A value beside a step's record."""
+        self.aggregate.scalar(point.column, (point.value,))
+        self._scalar(point.column, [point.value])
+        self.points.row(point.at, f"{names.STEP_SCALAR}.{point.column}", point.value, point.step)
+
+    def _epoch(self, epoch: Epoch) -> None:
+        self.aggregate.totals.epochs += not epoch.failed
+        seconds = (epoch.end - epoch.start) / 1e9
+        self.instruments.set(names.EPOCH, epoch.number, None)
+        about = {
+            names.OUTCOME: "failed" if epoch.failed else "ok",
+            names.EPOCH_DURATION_S: seconds,
+            names.EPOCH_NUMBER: epoch.number,
+        }
+        self.spans.epoch(epoch, about)
+        said = f"epoch {epoch.number} {'failed' if epoch.failed else 'done'} after {seconds:.3g} s"
+        self.records.event(names.EVENT_EPOCH_FINISHED, said, about, epoch.end)
+
+    @staticmethod
+    def _within(known: set[str], name: str, kind: str) -> str:
+        """A name of the program's as a metric may carry it: there are at most 50."""
+        if name not in known:
+            if len(known) >= _FUNCTIONS:
+                limits.over(kind, f"more than {_FUNCTIONS} names of a {kind}: the others are told of as 'other'")
+                return "other"
+            known.add(name)
+        return name
 
     def _labels(self) -> dict[int, str]:
         if len(self._optimizers_seen - {-1}) <= 1:
@@ -99,7 +152,7 @@ class Telemetry:
             else:
                 instruments.observe(names.STEP_DURATION, [step.duration / 1e9], framework)
             for phase, spent in step.phases.items():
-                instruments.observe(names.PHASE_DURATION, [spent / 1e9], {names.PHASE: phase})
+                instruments.observe(names.PHASE_DURATION, [spent / 1e9], {names.PHASE: self._phase(phase)})
         outcome = {names.OUTCOME: step.outcome}
         if step.skip_reason is not None:
             outcome[names.SKIP_REASON] = step.skip_reason
@@ -120,6 +173,9 @@ class Telemetry:
         for name, value in step.scalars.items():
             self._scalar(name, [value])
         instruments.set(names.RUN_PROGRESS, self.anchor.unix(step.end) / 1e9, None)
+
+    def _phase(self, phase: str) -> str:
+        return phase if phase in names.PHASES else self._within(self._phases, phase, "phase")
 
     def block(self, block: Block, recorder: Recorder) -> None:
         """Tell of a block of steady steps: the same as of each, a column at a time."""
@@ -177,18 +233,25 @@ class Telemetry:
             if amounts is not None:
                 instruments.add(metric, sum(amounts), None)
                 columns[key] = amounts
+        if block.epoch is not None:
+            columns[names.EPOCH_NUMBER] = [block.epoch] * count
         columns[names.STEP_NUMBER] = list(range(block.first, block.first + count))
         instruments.set(names.RUN_PROGRESS, self.anchor.unix(block.starts[-1]) / 1e9, None)
         self.records.steps(block.starts[1:], columns)
 
-    def _scalar(self, name: str, values: list[float]) -> None:
-        self.instruments.set(names.SCALAR, values[-1], {names.SCALAR_NAME: name})
-        self._nonfinite(name, values)
+    def _scalar(self, column: str, values: list[float]) -> None:
+        if not values:
+            return
+        name, of = scalars.about.get(column, (column, None))
+        tags = {names.SCALAR_NAME: name} if of is None else {names.SCALAR_NAME: name, names.SPLIT: of}
+        self.instruments.set(names.SCALAR, values[-1], tags)
+        self._nonfinite(name, values, of)
 
-    def _nonfinite(self, name: str, values: list[float]) -> None:
+    def _nonfinite(self, name: str, values: list[float], of: str | None = None) -> None:
         bad = len(values) - sum(map(math.isfinite, values))
         if bad:
-            self.instruments.add(names.NONFINITE, bad, {names.SCALAR_NAME: name})
+            tags = {names.SCALAR_NAME: name} if of is None else {names.SCALAR_NAME: name, names.SPLIT: of}
+            self.instruments.add(names.NONFINITE, bad, tags)
 
     def _rates(self, labels: dict[int, str], number: int, rates: Any) -> None:
         if not isinstance(rates, tuple):
@@ -217,7 +280,7 @@ class Telemetry:
         rate = first[0] if isinstance(first, tuple) else first
         for key, value in (
             (names.LEARNING_RATE.name, rate), (names.GRAD_NORM.name, step.grad_norm),
-            (names.STEP_SAMPLES, step.samples), (names.STEP_TOKENS, step.tokens),
+            (names.STEP_SAMPLES, step.samples), (names.STEP_TOKENS, step.tokens), (names.EPOCH_NUMBER, step.epoch),
         ):  # fmt: skip
             if value is not None:
                 out[key] = value  # noqa: PERF403
@@ -344,6 +407,11 @@ class Telemetry:
         self._told_records = (taken, dropped)
         instruments.add(names.DRAIN_DURATION, max(0.0, cpu_s - self._told_cpu), None)
         self._told_cpu = cpu_s
+        for kind, count in list(limits.counts.items()):
+            more_out = count - self._told_left_out.get(kind, 0)
+            if more_out > 0:
+                instruments.add(names.LEFT_OUT, more_out, {names.LIMIT_KIND: kind})
+                self._told_left_out[kind] = count
         errors = sum(swallowed.counts.values())
         if errors > self._told_errors:
             instruments.add(names.ERROR_COUNT, errors - self._told_errors, None)
@@ -351,6 +419,7 @@ class Telemetry:
         totals = self.aggregate.totals
         totals.records, totals.records_dropped, totals.errors, totals.drain_cpu_s = taken, dropped, errors, cpu_s
         totals.thinned = self.records.thinned
+        totals.left_out = dict(limits.counts)
 
 
 def _nothing() -> None:

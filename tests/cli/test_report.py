@@ -13,8 +13,8 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_ml.cli import report
 from otel_ml.errors import StoreError
+from otel_ml.overview import print_totals
 from otel_ml.store.writer import StoreWriter
-from otel_ml.summary import print_totals
 from otel_ml.totals import Distribution, RunTotals
 
 if TYPE_CHECKING:

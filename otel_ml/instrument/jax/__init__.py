@@ -25,7 +25,7 @@ def report() -> dict[str, str]:
 
 def _hide_frames(src: Any) -> None:
     """Our frames are none of the user's, in the locations of what is compiled and in tracebacks; kept for good."""
-    folder = str(Path(__file__).parent)
+    folder = str(Path(__file__).parents[2])
     for known in (src.source_info_util, src.traceback_util):
         if folder not in known._exclude_paths:
             known.register_exclusion(folder)
@@ -60,7 +60,7 @@ def _hook_grain(grain: Any) -> None:
 
 
 def _hook(jax: Any) -> None:
-    from otel_ml.instrument.jax import calls, checkpoint, compile, memory, numbering, waits  # noqa: A004 - what it is called
+    from otel_ml.instrument.jax import calls, checkpoint, compile, leaves, memory, numbering, waits  # noqa: A004 - what it is called
 
     runtime.framework("jax", str(jax.__version__))
     profiling.tracers["jax"] = (
@@ -68,7 +68,9 @@ def _hook(jax: Any) -> None:
         lambda _begun, _folder: jax.profiler.stop_trace(),
     )
     _patches.attempt("frames", lambda: _hide_frames(jax._src))
-    found = calls.Calls(jax, waits.reader(jax))
+    value = waits.reader(jax)
+    runtime.readers["jaxlib"] = functools.partial(leaves.recorded, value)
+    found = calls.Calls(jax, value)
     checkpoints = _checkpoints["now"] = checkpoint.Checkpoints()
     for label, install in (
         ("calls", lambda: _hook_calls(jax, found)),

@@ -7,12 +7,11 @@ bytes and the end of an asynchronous save come from what orbax tells `jax.monito
 from __future__ import annotations
 
 import functools
-import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
-from otel_ml.core.context import recorders
+from otel_ml.core.context import inside, recorders
 from otel_ml.core.recorder import CHECKPOINT
 from otel_ml.errors import guard
 
@@ -36,7 +35,6 @@ class Checkpoints:
     def __init__(self) -> None:
         self._bytes: dict[str, int] = {}
         self._pending: deque[dict[str, Any]] = deque(maxlen=_PENDING)
-        self._inside = threading.local()
 
     def listeners(self) -> list[tuple[Callable[..., None], str]]:
         """What is to hear `jax.monitoring`, and of what."""
@@ -54,9 +52,9 @@ class Checkpoints:
     def _timed(self, original: Any, operation: str, *, later: bool) -> Any:
         @functools.wraps(original)
         def checkpoint(mine: Any, directory: Any, *args: Any, **kwargs: Any) -> Any:
-            if getattr(self._inside, "on", False):
+            if inside.checkpoint:
                 return original(mine, directory, *args, **kwargs)
-            self._inside.on = True
+            inside.checkpoint = True
             self._bytes.pop(operation, None)
             start = now()
             error: str | None = None
@@ -66,7 +64,7 @@ class Checkpoints:
                 error = type(failure).__qualname__
                 raise
             finally:
-                self._inside.on = False
+                inside.checkpoint = False
                 with guard("a checkpoint"):
                     end = now()
                     payload: dict[str, Any] = {"operation": operation, "error": error, "path": str(directory)}

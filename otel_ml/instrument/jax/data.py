@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import functools
-import threading
 from typing import TYPE_CHECKING, Any
 
-from otel_ml.core.clock import now
-from otel_ml.core.context import recorders
-from otel_ml.core.recorder import FETCH, FETCH_END
-from otel_ml.errors import guard, swallow
+from otel_ml.core.batches import fetch
+from otel_ml.errors import guard
 
 if TYPE_CHECKING:
     from otel_ml.instrument.patching import Patches
 
 __all__ = ["install"]
 
-local = recorders.local
-
-
-class _Inside(threading.local):
-    """Whether this thread is inside a fetch: a pipeline is iterators in iterators."""
-
-    fetch = False
-
 
 def install(grain: Any, patches: Patches) -> None:
     """Time every batch that a pipeline's end gives, and read its size."""
     python = grain._src.python
-    inside = _Inside()
     seen: set[type] = set()
 
     def timed(original: Any) -> Any:
         @functools.wraps(original)
         def __next__(self: Any) -> Any:  # noqa: N807 - the iterator's own method
-            if inside.fetch:
-                return original(self)
-            inside.fetch = True
-            try:
-                recorder = recorders.mine()
-                before = recorder.fetching()
-                start = now()
-                batch = original(self)
-            except BaseException as error:
-                if isinstance(error, StopIteration):
-                    recorder.exhausted(before)
-                recorder.record(FETCH_END, start, now())
-                raise
-            finally:
-                inside.fetch = False
-            end = now()
-            samples = -1
-            try:
-                samples = _rows(batch)
-            except Exception:  # noqa: BLE001 - the law: never break the program
-                swallow("reading the batch's size")
-            recorder.record(FETCH, start, end, samples, -1)
-            return batch
+            return fetch(functools.partial(original, self))
 
         return __next__
 
@@ -78,12 +44,3 @@ def install(grain: Any, patches: Patches) -> None:
 
     patches.set(ends, "__iter__", __iter__)
     watch(python.data_loader.DataLoaderIterator)
-
-
-def _rows(batch: Any) -> int:
-    """The leading axis of the first array in a batch; -1 where there is none."""
-    shape = getattr(batch, "shape", None)
-    if shape is not None:
-        return int(shape[0]) if len(shape) else -1
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((rows for rows in map(_rows, parts) if rows >= 0), -1)

@@ -10,7 +10,7 @@ from otel_ml.errors import swallow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Leaves", "lost"]
+__all__ = ["Leaves", "lost", "recorded"]
 
 
 class _Lost:
@@ -67,3 +67,8 @@ class Leaves(Deferred):
             lost.count += 1
         except Exception:  # noqa: BLE001 - the law: never break the program
             swallow("reading a device's value")
+
+
+def recorded(value: Callable[[Any], Any], array: Any) -> Leaves | None:
+    """A scalar that the program records, read once it has been computed; None for an array of several."""
+    return Leaves(-1, ("",), [array], value) if array.size == 1 else None

@@ -11,7 +11,7 @@ from wrapt.importer import ImportHookFinder  # type: ignore[import-untyped]
 
 from otel_ml.core import profiling, runtime
 from otel_ml.core.context import Registry
-from otel_ml.core.recorder import Recorder, Recorders
+from otel_ml.core.recorder import Recorder, Recorders, Within
 from otel_ml.errors import swallow
 from otel_ml.instrument.framework import FrameworkInstrumentor
 
@@ -37,12 +37,14 @@ def _hook(torch: Any) -> None:
         values,
     )
 
-    met = (*_methods(Recorder), *_methods(Recorders), *_methods(Registry))
+    met = (*_methods(Recorder), *_methods(Within), *_methods(Recorders), *_methods(Registry))
     for function in (values.scalar, values.shape, swallow, *met):
         hidden.hide_deep(function)
     hidden.hide(vars(ImportHookFinder)["find_spec"])  # runs at every import, also in what is compiled
     roots = modules.Roots(torch, _patches)
     runtime.framework("torch", str(torch.__version__))
+    runtime.compiling = torch.compiler.is_dynamo_compiling
+    runtime.readers["torch"] = values.recorded
     profiling.tracers["torch"] = (_begin_profile, _end_profile)
     for label, install in (
         ("root forward", roots.install),

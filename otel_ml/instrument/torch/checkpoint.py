@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
-from otel_ml.core.context import recorders
+from otel_ml.core.context import inside, recorders
 from otel_ml.core.recorder import CHECKPOINT
 from otel_ml.errors import guard
 from otel_ml.instrument.torch.hidden import hide, hide_deep
@@ -52,7 +52,9 @@ def install(torch: Any, patches: Patches) -> None:
 
 
 def tell(operation: str, target: Any, start: int, error: str | None) -> None:
-    """Record one checkpoint, and its path and size where it is a file."""
+    """Record one checkpoint, and its path and size where it is a file; not inside one that the program itself named."""
+    if inside.checkpoint:
+        return
     end = now()
     with guard(f"torch.{operation}"):
         payload: dict[str, Any] = {"operation": operation, "error": error}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["scalar", "shape"]
+from otel_ml.core.deferred import Deferred, Values
+from otel_ml.errors import swallow
+
+__all__ = ["recorded", "scalar", "shape"]
 
 
 def scalar(value: Any) -> float | None:
@@ -23,6 +26,48 @@ def scalar(value: Any) -> float | None:
         if c._functorch.maybe_current_level() is None:
             raise
         return None  # inside vmap a tensor stands for many values
+
+
+class _OnDevice(Deferred):
+    """A copy of a scalar on a device, read once the device has made it, on a stream of its own."""
+
+    __slots__ = ("copy", "made")
+
+    def __init__(self, tensor: Any) -> None:
+        self.copy = tensor.clone()
+        self.made = sys.modules["torch"].Event(tensor.device)
+        self.made.record()
+
+    def ready(self) -> bool:
+        """Whether the device has come that far."""
+        try:
+            return bool(self.made.query())
+        except Exception:  # noqa: BLE001 - the device is gone
+            return True
+
+    def read(self) -> Values:
+        """The value, if it is there."""
+        scalars: dict[str, float] = {}
+        try:
+            if self.made.query():
+                torch = sys.modules["torch"]
+                with torch.Stream(self.copy.device):
+                    scalars[""] = float(self.copy.item())
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("reading a device's value")
+        self.copy = self.made = None
+        return Values(-1, scalars)
+
+
+def recorded(value: Any) -> float | Deferred | None:
+    """A scalar that the program records: at once from the host, from a device later; None where it is none."""
+    torch = sys.modules["torch"]
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        return None
+    tensor = value.detach()
+    if tensor.is_cpu:
+        return scalar(tensor.as_subclass(torch.Tensor))
+    return _OnDevice(tensor)
 
 
 def shape(batch: Any) -> tuple[int, int]:

@@ -1,0 +1,598 @@
+"""What a program can say of itself: values, events, and where its run, epochs, steps, phases and requests are.
+
+All of it lands in the run that is recorded, in the step in which it is said. What is said
+here comes before what is inferred. Nothing here raises into the program or waits; without
+a run, each call is left within half a microsecond.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from otel_ml import names
+from otel_ml.core import profiling, runtime
+from otel_ml.core.batches import fetch
+from otel_ml.core.clock import now
+from otel_ml.core.context import inside, limits, recorders, request_id, scalars
+from otel_ml.core.context import split as current_split
+from otel_ml.core.recorder import (
+    ABANDONED,
+    CHECKPOINT,
+    EPOCH_BEGIN,
+    EPOCH_END,
+    EVALUATION_BEGIN,
+    EVALUATION_END,
+    FAILED,
+    MARK,
+    POINT,
+    RUN_PART,
+    SCALAR,
+    STEP_BEGIN,
+    STEP_END,
+)
+from otel_ml.decorators import Part, SpanPart, own
+from otel_ml.errors import guard, swallow
+from otel_ml.plain import attributes as cleaned
+from otel_ml.redact import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from otel_ml.core.deferred import Deferred
+    from otel_ml.core.recorder import Recorder
+
+__all__ = [
+    "checkpoint", "data", "epoch", "evaluation", "event", "flush", "phase", "profile", "record", "request", "run",
+    "step",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+_STEP_SHIFT = 16  # of a point: above it the step, below it the value's number
+_LAST_STEP = 1 << 46
+_LONGEST_NAME = 200
+_EVENTS_A_SECOND = 200.0
+_EVENTS_AT_FIRST = 2000.0
+_SLUG = re.compile(r"[A-Za-z0-9._-]{1,80}")
+
+
+# --- values and events ------------------------------------------------------------------------
+
+
+def record(
+    name: str | Mapping[str, Any], value: Any = None, /, *, step: int | None = None, split: str | None = None
+) -> None:
+    """Record a number, or several by name: `record("val/acc", 0.9)`, `record({"acc": 0.9, "f1": 0.8}, split="test")`.
+
+    It becomes a point of the metric `ml.training.scalar` and a column of the record of the step in which it was
+    recorded; between steps, of the last one. NaN and infinities are kept in the records and counted in
+    `ml.training.nonfinite_values`; a metric cannot hold them.
+
+    Args:
+        name: At most 200 names a run; what is beyond is counted and said once.
+        value: A Python number, or a scalar of NumPy, torch or JAX on any device. Never waited for: what a device still
+            computes is read later, behind the program.
+        step: The step it is of, where that is not the current one.
+        split: What it is of (`train`, `validation`, …); unset, that of the `evaluation()` around it.
+
+    About a microsecond a value.
+    """
+    if runtime.recording is None or runtime.compiling():
+        return
+    try:
+        runtime.recording.annotated()
+        given = {name: value} if isinstance(name, str) else name
+        for key, number in given.items():
+            _record(key, number, step, split)
+    except Exception:  # noqa: BLE001 - the law: never break the program
+        swallow("record()")
+
+
+def _record(name: str, value: Any, step: int | None, of: str | None) -> None:
+    read = _read(name, value)
+    if read is None:
+        return
+    index = scalars.number(str(name)[:_LONGEST_NAME], of if of is not None else current_split.get())
+    if index < 0:
+        limits.over("scalar", f"more than 200 names of values: {name} and others are left out")
+        return
+    recorder = recorders.mine()
+    if not isinstance(read, float):
+        recorder.defers = True
+    at = now()
+    if step is None:
+        recorder.record(SCALAR, at, at, index, read)
+    elif isinstance(step, int) and 0 <= step < _LAST_STEP:
+        recorder.apart = True
+        recorder.record(POINT, at, at, index | step << _STEP_SHIFT, read)
+    else:
+        limits.over("step", f"record(step={step!r}): a step is a whole number from 0; its values are left out")
+
+
+def _read(name: str, value: Any) -> float | Deferred | None:
+    """A number, now or later; None, and said once, where it is none."""
+    kind = type(value)
+    if kind is float:
+        return value  # type: ignore[no-any-return]
+    try:
+        reader = runtime.readers.get(kind.__module__.partition(".")[0])
+        if reader is not None:
+            read = reader(value)
+            if read is not None:
+                return read
+        elif hasattr(value, "is_cpu") or hasattr(value, "is_ready"):
+            # A framework that is not hooked: what is on a device could have to be waited for.
+            if value.is_cpu if hasattr(value, "is_cpu") else value.is_ready():
+                return float(value.item())
+        elif not isinstance(value, (str, bytes)) and getattr(value, "size", 1) == 1:
+            return float(value.item() if hasattr(value, "item") else value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except Exception:  # noqa: BLE001, S110 - said below
+        pass
+    limits.over("value", f"record({name!r}): {kind.__qualname__} is no number that could be read; it is left out")
+    return None
+
+
+class _Allowance:
+    """How many events may still leave."""
+
+    def __init__(self) -> None:
+        self.left = _EVENTS_AT_FIRST
+        self.at = 0
+
+    def take(self) -> bool:
+        """One more."""
+        at = now()
+        self.left = min(_EVENTS_AT_FIRST, self.left + (at - self.at) / 1e9 * _EVENTS_A_SECOND)
+        self.at = at
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+
+_allowance = _Allowance()
+
+
+def event(name: str, body: str = "", /, *, attributes: Mapping[str, Any] | None = None, **more: Any) -> None:
+    """Something happened: a log record with this event name, in the step and span that are current.
+
+    `event("curriculum.changed", stage=2)`. The name may not begin with `ml.`; such a one goes by `user.ml.…`. At most
+    200 a second after a first 2,000; the others are counted. Some ten microseconds.
+
+    Args:
+        name: Low in cardinality.
+        body: A sentence for people; unset, the name.
+        attributes: Attributes whose names are no Python names; `more` are joined to them. As for `span`.
+        more: Attributes.
+    """
+    run = runtime.recording
+    if run is None or runtime.compiling():
+        return
+    try:
+        run.annotated()
+        if not _allowance.take():
+            limits.over("event", f"more than {_EVENTS_A_SECOND:g} events a second: the others are only counted")
+            return
+        run.event(own(str(name), "event"), text(body) or str(name), cleaned({**(attributes or {}), **more}))
+    except Exception:  # noqa: BLE001 - the law: never break the program
+        swallow("event()")
+
+
+# --- the run and what is in it ------------------------------------------------------------------
+
+
+class RunPart(Part):
+    """A part of the process's run that has a name and a configuration of its own."""
+
+    __slots__ = ("_config", "_name", "_start")
+
+    def __init__(self, name: str | None, config: dict[str, Any]) -> None:
+        self._name = name
+        self._config = config
+        self._start = 0
+
+    def again(self) -> RunPart:
+        """Another part like this one."""
+        return RunPart(self._name, self._config)
+
+    def begin(self) -> None:
+        """Tell of the configuration."""
+        run = runtime.recording
+        if run is None:
+            return
+        self._start = now()
+        with guard("run()"):
+            run.annotated()
+            if self._name or self._config:
+                about = cleaned(self._config, f"{names.CONFIG_VALUE}.")
+                if self._name:
+                    about[names.RUN_NAME] = text(self._name)
+                run.event(names.EVENT_CONFIG, f"{self._name or 'run'}: {_listed(self._config)}", about)
+
+    def end(self, error: BaseException | None) -> None:
+        """Tell of the whole part."""
+        recorder = recorders.mine()
+        failed = isinstance(error, Exception)
+        about = {names.RUN_NAME: self._name, names.ERROR_TYPE: type(error).__qualname__ if failed else None}
+        recorder.apart = True
+        recorder.record(RUN_PART, self._start, now(), about)
+
+
+def _listed(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in cleaned(config).items())
+
+
+def run(name: str | None = None, /, **config: Any) -> RunPart:
+    """Names a part of the run and tells its configuration: `with otel_ml.run("baseline", lr=3e-4, layers=12):`.
+
+    The process has one run, whoever began to record it (a launcher, `configure()`); this joins it. It leaves an
+    `ml.config` event with the values (`ml.config.value.<name>`, secrets masked) and a span inside `ml.run`, with its
+    error if an exception leaves it. One inside another is a part of its own. A block, or a function's decorator.
+    """
+    return RunPart(name, config)
+
+
+class EpochPart(Part):
+    """An epoch."""
+
+    __slots__ = ("_number", "_recorder", "_start")
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._recorder: Recorder | None = None
+        self._start = 0
+
+    def again(self) -> EpochPart:
+        """Another part like this one."""
+        return EpochPart(self._number)
+
+    def begin(self) -> None:
+        """The steps from here on are of this epoch."""
+        if not isinstance(self._number, int) or self._number < 0:
+            limits.over("step", f"epoch({self._number!r}): an epoch is a whole number from 0; it is left out")
+            return
+        recorder = self._recorder = _mine()
+        self._start = now()
+        recorder.between()
+        recorder.record(EPOCH_BEGIN, self._start, self._start, self._number)
+
+    def end(self, error: BaseException | None) -> None:
+        """They are not any more."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.between()
+            recorder.record(EPOCH_END, self._start, now(), self._number, FAILED if _failed(error) else 0)
+
+
+def epoch(number: int) -> EpochPart:
+    """An epoch: `for n in range(3): with otel_ml.epoch(n): …`.
+
+    Its steps carry `ml.epoch.number`; its end is the event `ml.epoch.finished` and the span `ml.epoch`. A block, or a
+    function's decorator.
+    """
+    return EpochPart(number)
+
+
+class StepPart(Part):
+    """A training step."""
+
+    __slots__ = ("_number", "_recorder", "_start")
+
+    def __init__(self, number: int | None) -> None:
+        self._number = number
+        self._recorder: Recorder | None = None
+        self._start = 0
+
+    def again(self) -> StepPart:
+        """Another part like this one."""
+        return StepPart(self._number)
+
+    def begin(self) -> None:
+        """Nothing in it is inferred to begin or end a step."""
+        number = -1 if self._number is None else self._number
+        if not isinstance(number, int) or not -1 <= number < _LAST_STEP or self._number == -1:
+            limits.over("step", f"step({self._number!r}): a step is a whole number from 0; it is counted on instead")
+            number = -1
+        recorder = _mine()
+        start = now()
+        if 0 <= number < recorder.number + (recorder.state >= 3):
+            limits.over("number", f"step({number}): there was one of this number before; it is counted on instead")
+        if recorder.begin_step(number):
+            self._recorder, self._start = recorder, start
+            recorder.record(STEP_BEGIN, start, start, number)
+
+    def end(self, error: BaseException | None) -> None:
+        """It is over."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            outcome = 0 if error is None else FAILED if _failed(error) else ABANDONED
+            recorder.end_step(outcome)
+            recorder.record(STEP_END, self._start, now(), None, outcome)
+            if runtime.profiler is not None and runtime.frameworks:
+                runtime.profiler.turned(runtime.leading()[0], recorder.number)
+
+
+def step(number: int | None = None) -> StepPart:
+    """A training step, whatever is inferred: `for batch in loader: with otel_ml.step(): …`.
+
+    It begins with the wait for the batch that was fetched just before, and ends with the block. Forward, backward and
+    optimizer inside are its phases, as ever; so are those that `phase()` names. One inside another is a part of the
+    outer one, and so is an `evaluation()`. An exception that leaves it makes it failed. A block, or a function's
+    decorator: each call is a step.
+
+    Args:
+        number: The program's own number, from 0, growing; unset, or where it was there before, steps are counted on.
+    """
+    return StepPart(number)
+
+
+class PhasePart(Part):
+    """A phase of the step."""
+
+    __slots__ = ("_name", "_start")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start = 0
+
+    def again(self) -> PhasePart:
+        """Another part like this one."""
+        return PhasePart(self._name)
+
+    def begin(self) -> None:
+        """Look at the clock."""
+        self._start = now()
+
+    def end(self, error: BaseException | None) -> None:  # noqa: ARG002 - its time was spent
+        """Record how long it was."""
+        _mine().record(MARK, self._start, now(), str(self._name)[:_LONGEST_NAME])
+
+
+def phase(name: str) -> PhasePart:
+    """What this part of a training step is for: `with otel_ml.phase("augment"): …`.
+
+    Its time counts as that phase instead of what it was inferred to be; of two that nest, the inner one's is its own.
+    At most 50 names in metrics. A block, or a function's decorator.
+    """
+    return PhasePart(name)
+
+
+class EvaluationPart(Part):
+    """An evaluation."""
+
+    __slots__ = ("_recorder", "_split", "_start", "_token")
+
+    def __init__(self, of: str) -> None:
+        self._split = of
+        self._recorder: Recorder | None = None
+        self._start = 0
+        self._token: Any = None
+
+    def again(self) -> EvaluationPart:
+        """Another part like this one."""
+        return EvaluationPart(self._split)
+
+    def begin(self) -> None:
+        """Nothing in it is a step."""
+        recorder = _mine()
+        start = now()
+        if recorder.begin_evaluation():
+            self._recorder, self._start = recorder, start
+            recorder.record(EVALUATION_BEGIN, start, start)
+
+    def resume(self) -> None:
+        """Values are of this split."""
+        self._token = current_split.set(self._split)
+
+    def pause(self) -> None:
+        """Values are of the split before."""
+        if self._token is not None:
+            current_split.reset(self._token)
+            self._token = None
+
+    def end(self, error: BaseException | None) -> None:  # noqa: ARG002 - its time was spent
+        """It is over."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.end_evaluation()
+            recorder.record(EVALUATION_END, self._start, now(), str(self._split)[:_LONGEST_NAME])
+
+
+def evaluation(split: str = "validation") -> EvaluationPart:
+    """An evaluation: `with otel_ml.evaluation("test"): …`.
+
+    What is inside is no training step, and `record()` inside is of this split. A block, or a function's decorator.
+    """
+    return EvaluationPart(split)
+
+
+class CheckpointPart(Part):
+    """Saving, or loading, a checkpoint."""
+
+    __slots__ = ("_around", "_operation", "_path", "_start")
+
+    def __init__(self, path: str | os.PathLike[str], operation: str) -> None:
+        self._path = path
+        self._operation = operation
+        self._start = 0
+        self._around = False
+
+    def again(self) -> CheckpointPart:
+        """Another part like this one."""
+        return CheckpointPart(self._path, self._operation)
+
+    def begin(self) -> None:
+        """What `torch.save` and its like do in it is a part of it."""
+        _mine()
+        self._start = now()
+        self._around, inside.checkpoint = inside.checkpoint, True
+
+    def end(self, error: BaseException | None) -> None:
+        """Tell of it, and of the file's size."""
+        inside.checkpoint = self._around
+        if self._around:
+            return
+        with guard("checkpoint()"):
+            path = os.fspath(self._path)
+            failed = None if error is None else type(error).__qualname__
+            payload: dict[str, Any] = {"operation": self._operation, "error": failed, "path": path}
+            end = now()
+            if Path(path).is_file():
+                payload["size"] = Path(path).stat().st_size
+            recorders.mine().record(CHECKPOINT, self._start, end, payload)
+
+
+def checkpoint(path: str | os.PathLike[str], *, operation: str = "save") -> CheckpointPart:
+    """Saving a checkpoint, however it is done: `with otel_ml.checkpoint("model.safetensors"): save_file(…)`.
+
+    Args:
+        path: Where it is; the size of a file is told.
+        operation: `save` or `load`.
+
+    Raises:
+        ValueError: another operation.
+
+    What torch and orbax save inside is a part of it. A block, or a function's decorator.
+    """
+    if operation not in ("save", "load"):
+        message = f"checkpoint(operation={operation!r}): type operation='save' or operation='load'"
+        raise ValueError(message)
+    return CheckpointPart(path, operation)
+
+
+class RequestPart(SpanPart):
+    """A request that is served."""
+
+    __slots__ = ("_around", "_id")
+
+    def __init__(self, of: str | None, about: dict[str, Any]) -> None:
+        super().__init__(names.SPAN_REQUEST, about, names.SCOPE, raw=True)
+        self._id = of
+        self._around: Any = None
+
+    def again(self) -> RequestPart:
+        """Another request; without an id of its own it gets a new one."""
+        return RequestPart(self._id, self._about)
+
+    def begin(self) -> None:
+        """Start its span."""
+        around = self._id if self._id is not None else request_id.get()
+        self._id = around if around is not None and _SLUG.fullmatch(around) else uuid.uuid4().hex
+        self._about = {**self._about, names.REQUEST_ID: self._id}
+        super().begin()
+
+    def resume(self) -> None:
+        """What is logged from here on is of this request."""
+        self._around = request_id.set(self._id)
+        super().resume()
+
+    def pause(self) -> None:
+        """And no longer."""
+        super().pause()
+        if self._around is not None:
+            request_id.reset(self._around)
+            self._around = None
+
+
+def request(id: str | None = None, **attributes: Any) -> RequestPart:  # noqa: A002 - what it is
+    """A request that the program serves: `with otel_ml.request(headers.get("x-request-id")): …`.
+
+    A span `ml.request`, and `ml.request.id` on it and on every log record made inside, also in tasks that it starts.
+    A block, or a function's decorator (also a coroutine's).
+
+    Args:
+        id: Letters, digits, `._-`, at most 80; nothing, or anything else, gets a new one (in a request, its).
+        attributes: As for `span`.
+    """
+    return RequestPart(id, attributes)
+
+
+def _mine() -> Recorder:
+    """The thread's recorder; the run has something to tell of."""
+    if runtime.recording is not None:
+        runtime.recording.annotated()
+    return recorders.mine()
+
+
+def _failed(error: BaseException | None) -> bool:
+    """Whether that is a failure: a Ctrl-C, an exit or the end of an iteration are none."""
+    return isinstance(error, Exception)
+
+
+# --- data, profiles, the end ------------------------------------------------------------------
+
+
+class Batches(Generic[T]):
+    """An iterable whose batches' waits are recorded; all else is the iterable's own."""
+
+    def __init__(self, source: Iterable[T]) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[T]:
+        iterator = iter(self._source)
+        while True:
+            if runtime.recording is None:
+                yield from iterator
+                return
+            try:
+                batch = fetch(iterator.__next__)
+            except StopIteration:
+                return
+            yield batch
+
+    def __next__(self) -> T:
+        return fetch(self._source.__next__)  # type: ignore[attr-defined, no-any-return]
+
+    def __bool__(self) -> bool:
+        return bool(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
+def data(source: Iterable[T], /) -> Batches[T]:
+    """Where the batches come from: `for batch in otel_ml.data(my_generator()): …`.
+
+    The time that each batch takes to come is the step's data wait, and its coming ends the step before; samples are
+    the leading axis of the first array in it. torch's DataLoader and grain are known without it. Iterating again
+    iterates the source again.
+    """
+    return Batches(source)
+
+
+def profile(*, steps: int = 5) -> None:
+    """Have the framework's own profiler capture the next steps, into the run's folder; their spans say where.
+
+    Args:
+        steps: How many, from 1.
+
+    It costs what that profiler costs, as long as it runs.
+    """
+    if runtime.recording is None:
+        return
+    if not isinstance(steps, int) or steps < 1:
+        limits.over("step", f"profile(steps={steps!r}): a whole number from 1; nothing is profiled")
+        return
+    with guard("profile()"):
+        if runtime.profiler is None and runtime.profiles is not None:
+            runtime.profiler = profiling.Profiler(runtime.profiles, None, None)
+        if runtime.profiler is not None:
+            runtime.profiler.ask(steps)
+
+
+def flush(timeout: float = 5.0) -> bool:
+    """Bring all that is recorded so far to the local store and the endpoint; whether it got there in `timeout` seconds.
+
+    For the end of a notebook's cell, or before a process is frozen; a run's end does it by itself. This one waits.
+    """
+    return runtime.recording is not None and runtime.recording.flush(timeout)
