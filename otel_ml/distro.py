@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from opentelemetry import trace
 from opentelemetry.instrumentation.distro import BaseDistro
@@ -22,10 +22,10 @@ from opentelemetry.sdk._configuration import _OTelSDKConfigurator
 from opentelemetry.sdk.trace import TracerProvider
 from wrapt import register_post_import_hook
 
-from otel_ml import settings
+from otel_ml import configuration, settings
 from otel_ml.core import identity as identities
 from otel_ml.core import runtime
-from otel_ml.core.context import recorders
+from otel_ml.core.context import limits, recorders
 from otel_ml.core.profiling import Profiler
 from otel_ml.errors import OtelMlError, guard
 from otel_ml.export.spool import Spool
@@ -46,14 +46,17 @@ if TYPE_CHECKING:
 
     from otel_ml.totals import RunTotals
 
-__all__ = ["OtelMlConfigurator", "OtelMlDistro", "configure", "current", "join", "shutdown"]
+__all__ = ["OtelMlConfigurator", "OtelMlDistro", "configure", "current", "join", "shutdown", "summary"]
 
 _MB = 1_000_000
 _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 
 current: Run | None = None
 _settings: Settings | None = None
+_asked: dict[str, Any] = {}
 _previous_excepthook: Any = None
+
+Exporter = Literal["otlp", "local", "console", "prometheus", "zipkin", "jaeger"]
 
 
 class OtelMlDistro(BaseDistro):  # type: ignore[misc, unused-ignore]
@@ -88,23 +91,88 @@ class OtelMlConfigurator(_OTelSDKConfigurator):
         _start(chosen, {"telemetry.auto.version": version} if version else {})
 
 
-def configure() -> Run | None:
-    """Start recording this process by its environment, on the program's own providers where it has set some.
+def configure(
+    *,
+    service_name: str | None = None,
+    exporter: Exporter | None = None,
+    endpoint: str | None = None,
+    sample: float | None = None,
+    instrument: bool = True,
+    run_name: str | None = None,
+    directory: str | os.PathLike[str] | None = None,
+) -> Run | None:
+    """Start recording this process, as a launcher would; on the program's own providers where it has set some.
 
-    Returns the run, or None where `OTEL_ML_ENABLED=0` or `OTEL_SDK_DISABLED=true`. Raises
-    `SettingsError` for a bad setting. Calling it again returns the same run.
+    Without arguments, as the environment and the file that `OTEL_ML_CONFIG` names say; the same keys stand in that
+    file. Arguments come before the environment, that before the file. Frameworks that are imported already are hooked
+    as well, with the optimizers that exist.
+
+    Args:
+        service_name: `service.name` of all telemetry.
+        exporter: `otlp` to a Collector or any backend that speaks it, `local` to the run's folder alone, `console`,
+            `prometheus` for a scrape endpoint (each rank of a machine the next port), `zipkin`, `jaeger` (which
+            speaks OTLP). The local store is kept besides; what an exporter does not take goes there alone.
+        endpoint: Where it is: a URL, for `prometheus` `host:port`. By itself it means `otlp`.
+        sample: The share of traces to keep, from 0 to 1; metrics and step records always hold every step.
+        instrument: False hooks no framework: what the program says itself is all there is.
+        run_name: The run's name for people.
+        directory: The folder that holds the runs.
+
+    Returns:
+        The run, or None where `OTEL_ML_ENABLED=0` or `OTEL_SDK_DISABLED=true`. Calling it again, or under a launcher,
+        gives the run that is recorded already and changes nothing, which is said once where arguments differ.
+
+    Raises:
+        SettingsError: a setting that cannot be; the message says what to type.
     """
+    asked = {
+        key: value
+        for key, value in (
+            ("service_name", service_name), ("exporter", exporter), ("endpoint", endpoint), ("sample", sample),
+            ("instrument", instrument if instrument is not True else None), ("run_name", run_name),
+            ("directory", None if directory is None else os.fspath(directory)),
+        )
+        if value is not None
+    }  # fmt: skip
+    global _asked  # noqa: PLW0603
+    if current is not None:
+        if asked and asked != _asked:
+            said = "configure(): this process is recorded already; what it was asked for now changes nothing"
+            limits.over("configure", said)
+        return current
+    configuration.apply_file(os.environ)
+    configuration.apply(asked, os.environ)
     chosen = Settings.from_env(os.environ)
     if not chosen.enabled or settings.sdk_disabled(os.environ):
         return None
-    run = current or _start(chosen, {})
+    _asked = asked
+    run = _start(chosen, {})
+    hooks = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
     from otel_ml.instrument.jax import JaxInstrumentor
     from otel_ml.instrument.torch import TorchInstrumentor
 
-    for instrumentor in (TorchInstrumentor(), JaxInstrumentor()):
-        if not instrumentor.is_instrumented_by_opentelemetry:
+    runtime.late = True
+    for name, instrumentor in (("otel_ml_torch", TorchInstrumentor()), ("otel_ml_jax", JaxInstrumentor())):
+        if name not in hooks and not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument()
     return run
+
+
+def summary(file: TextIO | None = None) -> None:
+    """Print what the run came to so far, as at its end: for a notebook's last cell.
+
+    Args:
+        file: Where to; unset, stdout.
+    """
+    from otel_ml.overview import print_totals
+
+    out = file if file is not None else sys.stdout
+    if current is None:
+        print("otel-ml: nothing is recorded here; call otel_ml.configure() first", file=out)
+    elif not current.done.is_set() and not current.drain.active and not current.drain.annotated:
+        print("otel-ml: no training step, call or annotation so far", file=out)
+    else:
+        print_totals([current.totals if current.done.is_set() else current.so_far()], out)
 
 
 def join() -> None:
@@ -156,9 +224,9 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
         points_burst=chosen.points_burst,
     )
     current, _settings = run, chosen
+    runtime.profiles = functools.partial(extra_folder, chosen.directory, identity.run_id, "profiles")
     if chosen.profile_steps is not None or chosen.profile_signal is not None:
-        profiles = functools.partial(extra_folder, chosen.directory, identity.run_id, "profiles")
-        runtime.profiler = Profiler(profiles, chosen.profile_steps, chosen.profile_signal)
+        runtime.profiler = Profiler(runtime.profiles, chosen.profile_steps, chosen.profile_signal)
     if "jax" in chosen.debug:
         _debug_jax(functools.partial(extra_folder, chosen.directory, identity.run_id, "jax"))
     run.start()

@@ -16,6 +16,7 @@ import sys
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from otel_ml.configuration import apply_file
 from otel_ml.errors import SettingsError
 from otel_ml.settings import SETTINGS, Settings
 
@@ -56,7 +57,11 @@ def with_flags(environ: Mapping[str, str], argv: Sequence[str]) -> dict[str, str
 def prepare(environ: MutableMapping[str, str], argv: Sequence[str]) -> None:
     """Choose our distro where we are wanted; end the launcher, with what to type, where settings are wrong."""
     try:
-        settings = Settings.from_env(with_flags(environ, argv))
+        flagged = with_flags(environ, argv)
+        before = dict(flagged)
+        apply_file(flagged)
+        environ.update((name, value) for name, value in flagged.items() if before.get(name) != value)
+        settings = Settings.from_env(flagged)
     except SettingsError as error:
         sys.stderr.write(f"otel-ml: {error}\n")
         raise SystemExit(2) from None

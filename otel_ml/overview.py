@@ -38,6 +38,7 @@ __all__ = ["console_for", "literal", "number", "print_run", "print_totals", "siz
 
 MAX_WIDTH = 120
 KEY_WIDTH = 14  # the column of the rows' names, indent included
+VALUES_SHOWN = 8  # lines for what the program recorded, likewise
 LOSSES_SHOWN = 8  # lines for optimizers, before the rest is one line
 OTHERS_SHOWN = 8  # lines for other processes before the rest is one line
 ERROR_LINES = 3
@@ -446,6 +447,7 @@ def _draw(page: _Page, run: _Merged, *, whole: bool, also: Sequence[tuple[str, s
     _outcome(page, run)
     page.blank()
     _training(page, shown)
+    _values(page, shown)
     _serving(page, shown)
     _around(page, shown)
     _others(page, run)
@@ -549,6 +551,20 @@ def _training(page: _Page, shown: RunTotals) -> None:
     _spread(page, "step time", shown.step_time.p50_s, shown.step_time.p95_s, shown.step_time.max_s)
 
 
+def _values(page: _Page, shown: RunTotals) -> None:
+    """What the program recorded, a line a name: the last value, and between what it was."""
+    names = max((len(page.safe(name)) for name in list(shown.scalars)[:VALUES_SHOWN]), default=0)
+    for name, curve in list(shown.scalars.items())[:VALUES_SHOWN]:
+        line = page.text(
+            f"{page.safe(name).ljust(names)}  ", ("?" if curve.last is None else number(curve.last), "bold")
+        )
+        if curve.low is not None and curve.high is not None and curve.low < curve.high:
+            line.append(page.signs.dot, "dim").append(f"{number(curve.low)} to {number(curve.high)}")
+        page.row("value", line)
+    if len(shown.scalars) > VALUES_SHOWN:
+        page.row("", page.text((f"and {len(shown.scalars) - VALUES_SHOWN:,} more", "dim")))
+
+
 def _loss(page: _Page, curve: LossCurve) -> Text:
     if curve.first is None or curve.last is None:
         return page.text("never finite")
@@ -630,6 +646,14 @@ def _whose(process: RunTotals, of: RunTotals | None = None) -> str:
     return name if of is None or of.attempt == process.attempt else f"attempt {process.attempt}, {name}"
 
 
+_LEFT_OUT = {
+    "span": "{count:,} span{s} of the program's own beyond our limit were only counted.",
+    "event": "{count:,} event{s} of the program's own beyond our limit were only counted.",
+    "scalar": "{count:,} recorded value{s} under a 201st name or later were left out.",
+    "value": "{count:,} recorded value{s} could not be read as a number.",
+}
+
+
 def _warnings(run: _Merged, *, whole: bool) -> Iterable[str]:
     """What the reader should not miss, a sentence each."""
     shown = run.shown
@@ -646,6 +670,9 @@ def _warnings(run: _Merged, *, whole: bool) -> Iterable[str]:
     missing = (shown.world_size or 1) - len({t.rank for t in (shown, *run.others) if t.attempt == shown.attempt})
     if whole and missing > 0:
         yield f"{missing:,} of {shown.world_size:,} ranks left no record in this folder."
+    for kind, count in shown.left_out.items():
+        if kind in _LEFT_OUT:
+            yield _LEFT_OUT[kind].format(count=count, s="" if count == 1 else "s")
     if shown.thinned:
         yield "Steps were too fast to keep each: the curve is thinned, counts and times are exact."
     if shown.records_dropped:

@@ -296,6 +296,13 @@ class Settings:
         "The address that the stack and the shipped Collector listen on.",
         example="0.0.0.0",  # noqa: S104 - an example
     )
+    config: Path | None = _setting(  # noqa: RUF009 - a field, as all of them
+        "CONFIG",
+        "",
+        _optional_folder,
+        "A YAML file with the keys of otel_ml.configure(); the environment comes before it.",
+        example="./otel-ml.yaml",
+    )
     strict: bool = _setting("STRICT", "0", _flag, "1 raises errors of ours instead of logging them.", example="1")
     views_drop: tuple[str, ...] = _setting(
         "VIEWS_DROP", "", _metrics(), "Metrics that are not made, with commas.", example="ml.training.grad_norm"

@@ -24,6 +24,7 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
+from otel_ml.configuration import apply_file
 from otel_ml.core.identity import hand_down, resolve
 from otel_ml.environment import choose_distro
 from otel_ml.errors import CommandError
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the program to its end; its exit code, unless a signal ended it: then the same signal ends us."""
     chosen = {"OTEL_ML_RUN_NAME": args.name, "OTEL_ML_DIR": args.dir, "OTEL_ML_VERBOSE": "1" if args.verbose else None}
     environ = {**os.environ, **{name: value for name, value in chosen.items() if value is not None}}
+    apply_file(environ)
     settings = Settings.from_env(environ)
     command = _command(args)
     executable = _executable(command)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Sample = Iterable[tuple[Metric, float, dict[str, Any] | None]]
 
 __all__ = [
-    "Recording", "coming", "compiling", "enabled", "framework", "frameworks", "helpers", "identity", "leading",
+    "Recording", "coming", "compiling", "enabled", "framework", "frameworks", "helpers", "identity", "late", "leading",
     "profiler", "profiles", "readers", "recording", "samplers", "trained",
 ]  # fmt: skip
 
@@ -50,6 +50,8 @@ identity: Identity | None = None
 """Who this process is, while it is recorded."""
 recording: Recording | None = None
 """What the API records with; None while nothing is recorded."""
+late = False
+"""Whether hooks may come after the program has made what they hook: it called `configure()` itself."""
 readers: dict[str, Callable[[Any], float | Deferred | None]] = {}
 """By the first word of a value's module: reads a scalar of that framework without waiting for any device."""
 

@@ -97,7 +97,8 @@ class Drain:
                     recorder.tracker = None
             for _ in recorders.retired():
                 pass
-            self.cpu_s = time.thread_time()
+            if self._thread in (None, threading.current_thread()):
+                self.cpu_s = time.thread_time()
             if self.annotated:
                 self._begin()
             if self.active:

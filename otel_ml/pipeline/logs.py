@@ -17,7 +17,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 from opentelemetry.instrumentation.logging.handler import LoggingHandler
 
 from otel_ml import names
-from otel_ml.core.context import recorders
+from otel_ml.core.context import recorders, request_id
 from otel_ml.errors import swallow
 from otel_ml.redact import text
 
@@ -42,6 +42,9 @@ class _Handler(LoggingHandler):
         recorder = recorders.live()
         if recorder is not None and recorder.state:
             attributes[names.STEP_NUMBER] = recorder.number
+        request = request_id.get()
+        if request is not None:
+            attributes[names.REQUEST_ID] = request
         return attributes, event
 
 

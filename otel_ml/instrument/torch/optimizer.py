@@ -7,6 +7,7 @@ Each optimizer class's own `step` is wrapped once, where torch itself wraps it
 from __future__ import annotations
 
 import functools
+import gc
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import runtime
@@ -108,6 +109,16 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
     hide_deep(constructed)
     patches.set(base, "_patch_step_function", _patch_step_function)
 
+    if runtime.late:
+        with guard("the optimizers that exist"):
+            for optimizer in [o for o in gc.get_objects() if issubclass(type(o), base)]:
+                constructed(optimizer)
+                own = vars(optimizer).get("step")
+                if own is not None:  # a learning rate scheduler has put its own around the class's
+                    patches.set(
+                        optimizer, "step", functools.wraps(own)(functools.partial(wrap(_unbound(own)), optimizer))
+                    )
+
     original_zero = base.zero_grad
 
     @functools.wraps(original_zero)
@@ -128,6 +139,16 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
             recorder.record(ZERO_GRAD, start, now(), numbers.get(id(self), -1))
 
     patches.set(base, "zero_grad", hide(zero_grad))
+
+
+def _unbound(bound: Any) -> Any:
+    """What is called without its object, as a function that is given it."""
+
+    @functools.wraps(bound)
+    def step(_: Any, *args: Any, **kwargs: Any) -> Any:
+        return bound(*args, **kwargs)
+
+    return step
 
 
 def install_clipping(torch: Any, patches: Patches) -> None:
