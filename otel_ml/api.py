@@ -172,6 +172,13 @@ def event(name: str, body: str = "", /, *, attributes: Mapping[str, Any] | None 
         attributes: Attributes whose names are no Python names; `more` are joined to them. As for `span`.
         more: Attributes.
     """
+    if runtime.recording is None or runtime.compiling():
+        return
+    told(own(str(name), "event"), body or str(name), {**(attributes or {}), **more})
+
+
+def told(name: str, body: str, about: Mapping[str, Any], *, warning: bool = False) -> None:
+    """Emit an event, within the limit; its name is not looked at."""
     run = runtime.recording
     if run is None or runtime.compiling():
         return
@@ -180,9 +187,9 @@ def event(name: str, body: str = "", /, *, attributes: Mapping[str, Any] | None 
         if not _allowance.take():
             limits.over("event", f"more than {_EVENTS_A_SECOND:g} events a second: the others are only counted")
             return
-        run.event(own(str(name), "event"), text(body) or str(name), cleaned({**(attributes or {}), **more}))
+        run.event(name, text(body), cleaned(about), warning=warning)
     except Exception:  # noqa: BLE001 - the law: never break the program
-        swallow("event()")
+        swallow("an event")
 
 
 # --- the run and what is in it ------------------------------------------------------------------

@@ -32,6 +32,11 @@ VARIABLES = {
     "errors.py": {"OTEL_ML_STRICT"},  # our own tests', read as early as an error may come
     "core/runtime.py": {"OTEL_ML_ENABLED"},  # a hook may be loaded where no distro of ours is
     "core/identity.py": {"OTEL_ML_RUN_ID", "OTEL_ML_RUN_NAME"},  # one source of several, and handed down
+    "configuration.py": {
+        "OTEL_ML_CONFIG",
+        "OTEL_ML_RUN_NAME",
+        "OTEL_ML_DIR",
+    },  # what configure() was given, handed down
     "cli/run.py": {"OTEL_ML_RUN_NAME", "OTEL_ML_DIR", "OTEL_ML_VERBOSE"},  # options, handed down
     "cli/doctor.py": {"OTEL_ML_", "OTEL_ML_DIR", "OTEL_ML_STORE", "OTEL_ML_ENABLED"},  # its trial process's
     "stack/programs.py": {"OTEL_ML_LISTEN"},  # the shipped Collector's, handed down

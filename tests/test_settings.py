@@ -41,6 +41,7 @@ def test_defaults() -> None:
         "backends": None,
         "stack_dir": Path("/home/ada/.local/share/otel-ml-stack"),
         "listen": "127.0.0.1",
+        "config": None,
         "strict": False,
         "views_drop": (),
         "views_exponential": (),

@@ -33,7 +33,7 @@ class Recording(Protocol):
     def tracer(self, scope: str) -> Any:
         """The tracer of this scope."""
 
-    def event(self, name: str, body: str, attributes: dict[str, Any]) -> None:
+    def event(self, name: str, body: str, attributes: dict[str, Any], *, warning: bool = False) -> None:
         """Emit a log record with this event name, in the current context."""
 
     def annotated(self) -> None:

@@ -21,7 +21,7 @@ from opentelemetry._logs import SeverityNumber
 from otel_ml import names
 from otel_ml.core import pace, runtime
 from otel_ml.core.clock import Anchor, now
-from otel_ml.core.context import optimizers, recorders, roots
+from otel_ml.core.context import optimizers, recorders, request_id, roots
 from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import bulk, dice
 from otel_ml.pipeline.aggregate import Aggregate
@@ -160,9 +160,16 @@ class Run:
             tracer = self._tracers[scope] = self.providers.tracer.get_tracer(scope)
         return tracer
 
-    def event(self, name: str, body: str, attributes: dict[str, Any]) -> None:
+    def event(self, name: str, body: str, attributes: dict[str, Any], *, warning: bool = False) -> None:
         """Emit a log record with this event name, in the current context."""
-        self.records.event(name, body, attributes, now(), context=otel_context.get_current())
+        recorder = recorders.live()
+        if recorder is not None and recorder.state:
+            attributes = {**attributes, names.STEP_NUMBER: recorder.number}
+        request = request_id.get()
+        if request is not None:
+            attributes = {**attributes, names.REQUEST_ID: request}
+        severity = SeverityNumber.WARN if warning else SeverityNumber.INFO
+        self.records.event(name, body, attributes, now(), context=otel_context.get_current(), severity=severity)
 
     def annotated(self) -> None:
         """The program has said something of itself: there is a run to tell of."""

@@ -63,6 +63,7 @@ DEFAULTS = {
     "OTEL_ML_PROFILE_STEPS": None, "OTEL_ML_PROFILE_SIGNAL": None, "OTEL_ML_DEBUG": [],
     "OTEL_ML_BACKENDS": None, "OTEL_ML_STACK_DIR": "/home/ada/.local/share/otel-ml-stack",
     "OTEL_ML_LISTEN": "127.0.0.1",
+    "OTEL_ML_CONFIG": None,
 }  # fmt: skip
 
 
