@@ -37,7 +37,7 @@ from otel_ml.core.recorder import (
 )
 from otel_ml.decorators import Part, SpanPart, own
 from otel_ml.errors import guard, swallow
-from otel_ml.plain import attributes as cleaned
+from otel_ml.fields import attributes as cleaned
 from otel_ml.redact import text
 
 if TYPE_CHECKING:

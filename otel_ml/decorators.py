@@ -24,8 +24,8 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import limits, recorders
 from otel_ml.core.recorder import DONE, TIMED
 from otel_ml.errors import guard, swallow
-from otel_ml.plain import attributes as cleaned
-from otel_ml.plain import plain
+from otel_ml.fields import attribute
+from otel_ml.fields import attributes as cleaned
 from otel_ml.redact import text
 
 if TYPE_CHECKING:
@@ -480,7 +480,7 @@ def _wanted(function: Any, arguments: bool | Iterable[str]) -> Callable[[Any, An
         except TypeError:  # the call will say it better
             return {}
         return {
-            f"{names.ARGUMENT}.{name}": plain(value, name)
+            f"{names.ARGUMENT}.{name}": attribute(name, value)
             for name, value in bound.items()
             if (name in chosen if chosen is not None else name not in ("self", "cls"))
         }

@@ -47,7 +47,8 @@ _USERINFO = re.compile(
     r"(?:[^\s/?#'\"<>]{1,512}@|[^\s/:@'\"<>]{0,512}:(?!\d{1,5}(?:[/?#]|$))[^\s@'\"<>]{1,512}@)"
 )
 _QUERY = re.compile(r"(?i)([?&](?:[\w-]{0,60}signature|[\w-]{0,60}credential|sig|key|code|access_key_id)=)[^&\s#'\"]+")
-_ASSIGNED = re.compile(rf"(?<![\w.-])({_NAME})([\"']?\s{{0,8}}[=:]\s{{0,8}})({_QUOTED}|{_SCHEME}[^\s,;&'\"\])}}]+)")
+_ASSIGNED = re.compile(rf"(?<![\w.-])({_NAME})[\"']?\s{{0,8}}[=:]\s{{0,8}}")
+_CONTENT = re.compile(rf"{_QUOTED}|{_SCHEME}[^\s,;&'\"\])}}]+")
 _FLAG = re.compile(rf"(?<![\w-])(--?{_NAME})(\s{{1,8}})({_QUOTED}|[^\s'\"-][^\s'\"]*)")
 _SCHEMED = re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9+/._~=-]{8,}")
 _SHAPES = re.compile(
@@ -87,7 +88,7 @@ def text(message: str) -> str:
     message = _USERINFO.sub(rf"\1{MASK}@", message)
     message = _QUERY.sub(rf"\1{MASK}", message)
     message = _FLAG.sub(_mask_flag, message)
-    message = _ASSIGNED.sub(_mask_assigned, message)
+    message = _mask_assigned(message)
     message = _SCHEMED.sub(rf"\1\2{MASK}", message)
     return _SHAPES.sub(MASK, message)
 
@@ -114,12 +115,18 @@ def argv(words: Iterable[str]) -> list[str]:
     return masked
 
 
-def _mask_assigned(found: re.Match[str]) -> str:
-    name, between, content = found.groups()
-    if not is_secret(name) or content == MASK:
-        return found[0]
-    quote = content[0] if content[0] in "'\"" else ""
-    return f"{name}{between}{quote}{MASK}{quote}"
+def _mask_assigned(message: str) -> str:
+    """What is assigned to a secret name, masked; what follows a plain one (`login failed: password=…`) is looked at."""
+    parts: list[str] = []
+    done = start = 0
+    while found := _ASSIGNED.search(message, start):
+        start = found.end()
+        content = _CONTENT.match(message, start) if is_secret(found[1]) else None
+        if content is not None and content[0] != MASK:
+            quote = content[0][0] if content[0][0] in "'\"" else ""
+            parts += [message[done:start], f"{quote}{MASK}{quote}"]
+            done = start = content.end()
+    return "".join([*parts, message[done:]])
 
 
 def _mask_flag(found: re.Match[str]) -> str:

@@ -78,13 +78,14 @@ def test_imports_point_one_way() -> None:
     ("modules", "absent"),
     [
         (["otel_ml"], {*FRAMEWORKS, "opentelemetry.sdk", "otel_ml.distro"}),
+        (["otel_ml.logs"], {*FRAMEWORKS, "opentelemetry.sdk", "otel_ml.distro", "structlog"}),
         (["otel_ml.environment"], {*FRAMEWORKS, "opentelemetry.sdk"}),
         (["otel_ml.distro", "otel_ml.cli.main", "otel_ml.cli.run", "otel_ml.instrument.torch"], FRAMEWORKS),
     ],
-    ids=["the package", "what the launcher asks first", "the launchers"],
+    ids=["the package", "logging", "what the launcher asks first", "the launchers"],
 )
 def test_starting_loads_no_framework(modules: list[str], absent: set[str]) -> None:
-    """Neither `import otel_ml` nor a launcher's start imports a framework, and the former not even the SDK."""
+    """Neither what a program imports of us nor a launcher's start imports a framework; the former not even the SDK."""
     program = f"import sys, json, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert absent.intersection(json.loads(done.stdout)) == set()

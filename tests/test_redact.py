@@ -75,6 +75,8 @@ def test_command_lines(before: list[str], after: list[str]) -> None:
             "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\nrest",
             "-----BEGIN RSA PRIVATE KEY-----****-----END RSA PRIVATE KEY-----\nrest",
         ),
+        ("ValueError: login failed: password=abc, lr=1", "ValueError: login failed: password=****, lr=1"),
+        ('{"message": "token: abc", "step": "3"}', '{"message": "token: ****", "step": "3"}'),
         ("ValueError: max_tokens: 5, loss=nan at step 3", "ValueError: max_tokens: 5, loss=nan at step 3"),
         ("Größe der Eingabe: (3, 4)", "Größe der Eingabe: (3, 4)"),
         ("", ""),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from typing import Any
 
 from opentelemetry import trace
@@ -19,6 +20,7 @@ from opentelemetry.instrumentation.logging.handler import LoggingHandler
 from otel_ml import names
 from otel_ml.core.context import recorders, request_id
 from otel_ml.errors import swallow
+from otel_ml.fields import IDS, beside, plain, unwrapped
 from otel_ml.redact import text
 
 __all__ = ["Logs"]
@@ -31,10 +33,14 @@ _BELOW_UNHEARD = tuple(f"{name}." for name in _UNHEARD)
 class _Handler(LoggingHandler):
     """Drops what logging and the factory put on a record, keeps what the program did."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, with what it is given and what its context holds as attributes."""
+        super().emit(unwrapped(record))
+
     def _get_attributes(self, record: logging.LogRecord) -> Any:
         attributes, event = super()._get_attributes(record)
-        for key in ("otelTraceID", "otelSpanID", "otelServiceName", "otelTraceSampled"):
-            attributes.pop(key, None)
+        given = beside({**_context(), **attributes})
+        attributes = {key: plain(key, value) for key, value in given.items() if key not in IDS}
         for key in ("exception.message", "exception.stacktrace"):
             value = attributes.get(key)
             if isinstance(value, str):
@@ -108,6 +114,12 @@ class Logs:
             logging.Logger.callHandlers = self._original  # type: ignore[method-assign]
         if logging.getLogRecordFactory() is self._our_factory:
             logging.setLogRecordFactory(self._factory)
+
+
+def _context() -> dict[str, Any]:
+    """What structlog holds for this thread or task: the fields of `LogContext`, and those the program bound itself."""
+    contextvars = sys.modules.get("structlog.contextvars")
+    return contextvars.get_contextvars() if contextvars is not None else {}
 
 
 def _has_handler(logger: logging.Logger | None) -> bool:
