@@ -61,7 +61,12 @@ def apply_file(environ: MutableMapping[str, str]) -> None:
     said = any(environ.get(name, "").strip() for name in (*_ENDPOINTS, *_NAMED))
     if said:  # where it goes is one thing: not half of it from here and half from there
         given = {key: value for key, value in given.items() if key not in ("exporter", "endpoint")}
-    for name, value in _variables(given, environ).items():
+    try:
+        variables = _variables(given, environ)
+    except SettingsError as error:
+        message = f"OTEL_ML_CONFIG={path}: {error}"
+        raise SettingsError(message) from None
+    for name, value in variables.items():
         if value is not None:
             environ[name] = environ.get(name, "").strip() or value
 

@@ -645,7 +645,7 @@ def build(
 ) -> Step:
     """The step that these top-level items make; `roots` is how many root modules the thread has run."""
     first, last = (items[0].start, items[-1].end) if items else (start, end)
-    step = Step(number, min(first, start), max(end, last), outcome)
+    step = Step(number, min(first, start), max(end, last, min(first, start)), outcome)
     _phases(step, items, marks)
     _values(step, items)
     _count(step, items, roots)
