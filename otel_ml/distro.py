@@ -155,6 +155,9 @@ def configure(
     for name, instrumentor in (("otel_ml_torch", TorchInstrumentor()), ("otel_ml_jax", JaxInstrumentor())):
         if name not in hooks and not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument()
+            for own in instrumentor.patches.kept_in(vars(sys.modules["__main__"])):
+                said = f"configure() came after `{own}` was imported by its name: its calls are not seen"
+                limits.over(f"import of {own}", f"{said}. Call it by its module's name, or configure() first.")
     return run
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e.backends import ports
 from tests.e2e.launching import LAUNCHERS, PLAIN, launch, recorded, step_records, totals
 from tests.e2e.stack import soon
 
@@ -152,6 +156,96 @@ def test_configured_late(tmp_path: Path) -> None:
     assert (found.steps, found.samples, found.scalars) == (16, 64, {})
     rates = [row["ml.training.learning_rate"] for row in step_records(tmp_path / "runs")]
     assert json.dumps(sorted(set(rates))) == "[0.005000000000000001, 0.05]"
+
+
+LATE_JAX = """\
+import jax, jax.numpy as jnp
+from torch import save
+import otel_ml
+
+@jax.jit
+def train(weights, x):
+    loss, slope = jax.value_and_grad(lambda w: jnp.square(x @ w).mean())(weights)
+    return weights - 0.1 * slope, loss
+
+weights = jnp.ones(4)
+weights, loss = train(weights, jnp.ones((8, 4)))
+otel_ml.configure(exporter="local")
+for _ in range(6):
+    weights, loss = train(weights, jnp.ones((8, 4)))
+    otel_ml.record("mine", loss)
+"""
+
+
+def test_jax_configured_late(tmp_path: Path) -> None:
+    """A function that JAX had compiled before `configure()` is seen; what was imported by its name is told."""
+    program = tmp_path / "late.py"
+    program.write_text(LATE_JAX, encoding="utf-8")
+    ended = launch(PLAIN, program, cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+    assert ended.code == 0, ended.stderr
+    assert "configure() came after `save` was imported by its name: its calls are not seen" in ended.stderr
+    rows = step_records(tmp_path / "runs")
+    assert [row["ml.step.scalar.mine"] for row in rows] == [row["ml.training.loss"] for row in rows]
+    assert len(rows) == 6
+
+
+SCRAPED = """\
+import urllib.request
+import otel_ml
+
+otel_ml.configure(exporter="prometheus", endpoint="127.0.0.1:{port}")
+for n in range(3):
+    with otel_ml.step():
+        otel_ml.record("n", n)
+for _ in range(2):
+    assert otel_ml.flush()
+    with urllib.request.urlopen("http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    print([line for line in lines if line.startswith(("ml_training_steps_total", "ml_training_scalar"))])
+"""
+
+
+def test_prometheus(tmp_path: Path) -> None:
+    """A scrape endpoint answers with what was recorded, each series once, however often it is flushed and scraped."""
+    (port,) = ports(1)
+    program = tmp_path / "scraped.py"
+    program.write_text(SCRAPED.format(port=port), encoding="utf-8")
+    ended = launch(PLAIN, program, cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+    assert ended.code == 0, ended.stderr
+    once, again = ended.stdout.splitlines()
+    assert once == again
+    assert [line.split("{")[0] for line in ast.literal_eval(once)] == ["ml_training_steps_total", "ml_training_scalar"]
+    assert [line.split()[-1] for line in ast.literal_eval(once)] == ["3.0", "2.0"]
+
+
+def test_zipkin(tmp_path: Path) -> None:
+    """Zipkin gets the spans, as JSON, at its own path."""
+    asked: list[tuple[str, list[dict[str, Any]]]] = []
+
+    class Zipkin(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(202)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Zipkin) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        program = tmp_path / "once.py"
+        program.write_text(
+            f"import otel_ml\notel_ml.configure(exporter='zipkin', endpoint='http://127.0.0.1:{server.server_port}')\n"
+            "with otel_ml.step(), otel_ml.span('mine'): pass\n",
+            encoding="utf-8",
+        )
+        ended = launch(PLAIN, program, cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+        server.shutdown()
+    assert ended.code == 0, ended.stderr
+    assert {path for path, _ in asked} == {"/api/v2/spans"}
+    spans = {span["name"]: span for _, batch in asked for span in batch}
+    assert set(spans) == {"mine", "ml.step", "ml.run"}
+    assert spans["mine"]["parentId"] == spans["ml.step"]["id"]
 
 
 @pytest.mark.parametrize("way", ["otel-ml run", "opentelemetry-instrument", "configure()"])
