@@ -195,6 +195,9 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
     environ = os.environ
     identity = identities.resolve(environ, sys.orig_argv)
     identities.hand_down(environ, identity)
+    if environ.pop(settings.INTERNAL_PORTS, None) and identity.local_rank:
+        port = int(environ["OTEL_EXPORTER_PROMETHEUS_PORT"]) + identity.local_rank
+        environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(port)
     exporters = settings.exporters(environ, store=chosen.store)
     recorders.limit = chosen.buffer
     sent = {signal: [e for e in ways if e != settings.STORE] for signal, ways in exporters.items()}

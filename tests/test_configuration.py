@@ -54,18 +54,16 @@ def test_exporters(way: str) -> None:
     assert exporters(environ) == signals
 
 
-@pytest.mark.parametrize("rank", ["", "3"])
-def test_prometheus(rank: str) -> None:
-    """Each rank of a machine is scraped at a port of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] - (3 if rank else 0)
-    environ = {"LOCAL_RANK": rank}
-    apply({"exporter": "prometheus", "endpoint": f"127.0.0.1:{port}"}, environ)
-    assert environ == {
-        "LOCAL_RANK": rank, "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
-        "OTEL_EXPORTER_PROMETHEUS_PORT": str(port + 3 if rank else port),
-    }  # fmt: skip
+def test_prometheus() -> None:
+    """A scrape endpoint is the first rank's; another one looks whether the port that it will have is free."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        environ = {"LOCAL_RANK": "3"}
+        apply({"exporter": "prometheus", "endpoint": f"127.0.0.1:{port}"}, environ)
+        assert environ == {
+            "LOCAL_RANK": "3", "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
+            "OTEL_EXPORTER_PROMETHEUS_PORT": str(port), "OTEL_ML_INTERNAL_PORTS": "1",
+        }  # fmt: skip
 
 
 def test_the_other_keys() -> None:

@@ -193,7 +193,7 @@ SCRAPED = """\
 import urllib.request
 import otel_ml
 
-otel_ml.configure(exporter="prometheus", endpoint="127.0.0.1:{port}")
+otel_ml.configure(exporter="prometheus", endpoint="127.0.0.1:{first}")
 for n in range(3):
     with otel_ml.step():
         otel_ml.record("n", n)
@@ -206,11 +206,11 @@ for _ in range(2):
 
 
 def test_prometheus(tmp_path: Path) -> None:
-    """A scrape endpoint answers with what was recorded, each series once, however often it is flushed and scraped."""
+    """The second rank's scrape endpoint is at the next port; it tells each series once, however often it is flushed."""
     (port,) = ports(1)
     program = tmp_path / "scraped.py"
-    program.write_text(SCRAPED.format(port=port), encoding="utf-8")
-    ended = launch(PLAIN, program, cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+    program.write_text(SCRAPED.format(first=int(port) - 1, port=port), encoding="utf-8")
+    ended = launch(PLAIN, program, cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"), LOCAL_RANK="1", RANK="1")
     assert ended.code == 0, ended.stderr
     once, again = ended.stdout.splitlines()
     assert once == again
