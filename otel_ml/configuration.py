@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from otel_ml.errors import SettingsError
-from otel_ml.settings import SIGNALS
+from otel_ml.settings import INTERNAL_PORTS, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -61,7 +61,12 @@ def apply_file(environ: MutableMapping[str, str]) -> None:
     said = any(environ.get(name, "").strip() for name in (*_ENDPOINTS, *_NAMED))
     if said:  # where it goes is one thing: not half of it from here and half from there
         given = {key: value for key, value in given.items() if key not in ("exporter", "endpoint")}
-    for name, value in _variables(given, environ).items():
+    try:
+        variables = _variables(given, environ)
+    except SettingsError as error:
+        message = f"OTEL_ML_CONFIG={path}: {error}"
+        raise SettingsError(message) from None
+    for name, value in variables.items():
         if value is not None:
             environ[name] = environ.get(name, "").strip() or value
 
@@ -134,7 +139,7 @@ def _exporter(exporter: str, endpoint: Any, environ: Mapping[str, str]) -> dict[
         host, port = _address(endpoint, environ)
         return {
             **out, "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": host,
-            "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+            "OTEL_EXPORTER_PROMETHEUS_PORT": str(port), INTERNAL_PORTS: "1",
         }  # fmt: skip
     url = None if endpoint is None else _url(endpoint)
     if exporter == "zipkin":
@@ -150,23 +155,24 @@ def _exporter(exporter: str, endpoint: Any, environ: Mapping[str, str]) -> dict[
 
 
 def _address(endpoint: Any, environ: Mapping[str, str]) -> tuple[str, int]:
-    """Where Prometheus is to scrape this process: each rank of a machine has a port of its own, the first's and on."""
+    """Where Prometheus is to scrape the first rank of this machine."""
     text = "" if endpoint is None else str(endpoint).removeprefix("http://").rstrip("/")
     host, _, number = text.rpartition(":")
     if text and not number.isdecimal():
         _refuse("endpoint", endpoint, "need host:port", f"127.0.0.1:{_PROMETHEUS_PORT}")
+    port = int(number or _PROMETHEUS_PORT)
     rank = environ.get("LOCAL_RANK", "").strip()
-    port = int(number or _PROMETHEUS_PORT) + (int(rank) if rank.isdecimal() else 0)
+    mine = port + (int(rank) if rank.isdecimal() else 0)
     host = host or "127.0.0.1"
     _needs("opentelemetry.exporter.prometheus", "prometheus")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host.strip("[]"), port))
+            probe.bind((host.strip("[]"), mine))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        example = f"{host}:{port + 1 if port < 65535 else _PROMETHEUS_PORT}"
-        _refuse("endpoint", f"{host}:{port}", f"cannot listen there ({reason})", example)
+        example = f"{host}:{mine + 1 if mine < 65535 else _PROMETHEUS_PORT}"
+        _refuse("endpoint", f"{host}:{mine}", f"cannot listen there ({reason})", example)
     return host, port
 
 

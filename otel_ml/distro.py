@@ -155,6 +155,9 @@ def configure(
     for name, instrumentor in (("otel_ml_torch", TorchInstrumentor()), ("otel_ml_jax", JaxInstrumentor())):
         if name not in hooks and not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument()
+            for own in instrumentor.patches.kept_in(vars(sys.modules["__main__"])):
+                said = f"configure() came after `{own}` was imported by its name: its calls are not seen"
+                limits.over(f"import of {own}", f"{said}. Call it by its module's name, or configure() first.")
     return run
 
 
@@ -192,6 +195,9 @@ def _start(chosen: Settings, extra: dict[str, str]) -> Run:
     environ = os.environ
     identity = identities.resolve(environ, sys.orig_argv)
     identities.hand_down(environ, identity)
+    if environ.pop(settings.INTERNAL_PORTS, None) and identity.local_rank:
+        port = int(environ["OTEL_EXPORTER_PROMETHEUS_PORT"]) + identity.local_rank
+        environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = str(port)
     exporters = settings.exporters(environ, store=chosen.store)
     recorders.limit = chosen.buffer
     sent = {signal: [e for e in ways if e != settings.STORE] for signal, ways in exporters.items()}

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = [
-    "INTERNAL_LAUNCHER", "SETTINGS", "SIGNALS", "Setting", "Settings", "config_file", "endpoint_configured",
-    "exporters", "in_launcher", "sdk_disabled",
+    "INTERNAL_LAUNCHER", "INTERNAL_PORTS", "SETTINGS", "SIGNALS", "Setting", "Settings", "config_file",
+    "endpoint_configured", "exporters", "in_launcher", "sdk_disabled",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ PREFIX = "OTEL_ML_"
 INTERNAL = "OTEL_ML_INTERNAL_"
 # Set to 1 by `otel-ml run` for its child: the parent prints the summary, the child does not.
 INTERNAL_LAUNCHER = "OTEL_ML_INTERNAL_LAUNCHER"
+# Set to 1 where the scrape endpoint's port is the first rank's, and each further rank of the machine takes the next.
+INTERNAL_PORTS = "OTEL_ML_INTERNAL_PORTS"
 
 SIGNALS = ("traces", "metrics", "logs")
 STORE = "store"

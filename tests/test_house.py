@@ -28,7 +28,7 @@ SDK_ROOMS = ("pipeline/", "export/", "store/rows.py", "store/writer.py", "testin
 # Who may name our variables: `settings.py` reads them all; the others come before settings
 # can be read, or hand values down to the processes that they start.
 VARIABLES = {
-    "settings.py": {"OTEL_ML_", "OTEL_ML_INTERNAL_", "OTEL_ML_INTERNAL_LAUNCHER"},
+    "settings.py": {"OTEL_ML_", "OTEL_ML_INTERNAL_", "OTEL_ML_INTERNAL_LAUNCHER", "OTEL_ML_INTERNAL_PORTS"},
     "errors.py": {"OTEL_ML_STRICT"},  # our own tests', read as early as an error may come
     "core/runtime.py": {"OTEL_ML_ENABLED"},  # a hook may be loaded where no distro of ours is
     "core/identity.py": {"OTEL_ML_RUN_ID", "OTEL_ML_RUN_NAME"},  # one source of several, and handed down

@@ -1,9 +1,9 @@
 """Show the effective settings: value, where each came from, and what it means.
 
 Ours (OTEL_ML_*) are all listed; OTel's own where they are set. Secrets are masked. When
-stdout is no terminal, each line is name, value, source (env or default) and meaning, with
-tabs between. Keys of --json: settings[] {name, value, source, default, doc, example},
-otel[] {name, value}, exporters {traces[], metrics[], logs[]}.
+stdout is no terminal, each line is name, value, source (env, default, or the file that
+OTEL_ML_CONFIG names) and meaning, with tabs between. Keys of --json: settings[] {name,
+value, source, default, doc, example}, otel[] {name, value, source}, exporters {traces[], metrics[], logs[]}.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_ml import redact
+from otel_ml.configuration import apply_file
 from otel_ml.settings import FIELDS, SETTINGS, Settings, exporters
 
 if TYPE_CHECKING:
@@ -44,13 +45,17 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(environ: Mapping[str, str]) -> dict[str, Any]:
     """What `--json` prints."""
+    before = environ
+    environ = dict(before)
+    apply_file(environ)
+    filed = {name for name, value in environ.items() if before.get(name) != value}
     settings = Settings.from_env(environ)
     return {
         "settings": [
             {
                 "name": name,
                 "value": _plain(name, getattr(settings, FIELDS[name])),
-                "source": settings.sources[name],
+                "source": "file" if name in filed else settings.sources[name],
                 "default": setting.default_text(environ),
                 "doc": setting.doc,
                 "example": setting.example,
@@ -58,7 +63,7 @@ def describe(environ: Mapping[str, str]) -> dict[str, Any]:
             for name, setting in SETTINGS.items()
         ],
         "otel": [
-            {"name": name, "value": redact.value(name, environ[name])}
+            {"name": name, "value": redact.value(name, environ[name]), "source": "file" if name in filed else "env"}
             for name in sorted(environ)
             if name.startswith("OTEL_") and not name.startswith("OTEL_ML_")
         ],
@@ -77,7 +82,7 @@ def _plain(name: str, value: object) -> object:
 
 def _rows(described: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ours = [(row["name"], _typed(row["value"]), row["source"], row["doc"]) for row in described["settings"]]
-    return ours + [(row["name"], row["value"], "env", "") for row in described["otel"]]
+    return ours + [(row["name"], row["value"], row["source"], "") for row in described["otel"]]
 
 
 def _typed(value: object) -> str:
@@ -104,7 +109,7 @@ def _print_table(described: dict[str, Any]) -> None:
     for heading in ("setting", "value", "from", "meaning"):
         table.add_column(heading, no_wrap=heading != "meaning", overflow="fold")
     for name, value, source, doc in _rows(described):
-        style = "bold" if source == "env" else "dim"
+        style = "dim" if source == "default" else "bold"
         table.add_row(Text(name), Text(_one_line(value), style=style), Text(source), Text(doc))
     console = Console()
     console.print(table)

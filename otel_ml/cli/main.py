@@ -14,6 +14,7 @@ from importlib import import_module
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Protocol, cast
 
+from otel_ml.configuration import apply_file
 from otel_ml.errors import CommandError, OtelMlError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         command.prepare_parser(parser)
+        if words[0] not in ("config", "run"):  # these two tell, or hand down, what came from where
+            apply_file(os.environ)
         code = command.run(parser.parse_args(words[1:]))
         sys.stdout.flush()
     except OtelMlError as error:

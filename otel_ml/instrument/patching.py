@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml.errors import swallow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Patches"]
 
@@ -63,6 +63,11 @@ class Patches:
                 self._restore(entry)
                 self._done.remove(entry)
                 return
+
+    def kept_in(self, namespace: Mapping[str, Any]) -> list[str]:
+        """The names under which a namespace still has what we replaced: calls by those are not seen."""
+        before = {id(known): known for _, _, known, _ in self._done if callable(known)}
+        return [name for name, value in list(namespace.items()) if before.get(id(value)) is value]
 
     def undo(self) -> None:
         """Put every original back; what somebody else placed over ours since stays."""

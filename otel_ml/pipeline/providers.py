@@ -324,9 +324,15 @@ class Providers:
         """
         for kept in (*self._kept, *self._readers) if stored else ():
             kept.force_flush(timeout_ms)
-        for provider in (*self._left, self.tracer, self.logger, self.meter):
+        for provider in (*self._left, self.tracer, self.logger, *self._pushing()):
             if hasattr(provider, "force_flush"):
                 provider.force_flush(timeout_ms)
+
+    def _pushing(self) -> Sequence[Any]:
+        """What pushes metrics. A scrape endpoint would hold what is collected unasked, and answer twice with it."""
+        readers: Sequence[Any] = getattr(self.meter, "_metric_readers", ())
+        scraped = [r for r in readers if type(r).__module__.startswith("opentelemetry.exporter.prometheus")]
+        return [r for r in readers if r not in scraped] if scraped else [self.meter]
 
     def shutdown(self) -> None:
         """End the providers we made, and the readers we added."""

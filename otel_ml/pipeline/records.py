@@ -158,20 +158,25 @@ class Records:
             self._batch(ends[half:], {k: v[half:] for k, v in columns.items()}, stride)
             return
         number = columns.pop(names.STEP_NUMBER, None)
-        last = {k: v[-1] for k, v in columns.items()}
+        body = self._body(number, {k: v[-1] for k, v in columns.items()}, stride)
         # Identity last: the SDK keeps the last 128 attributes.
         said = {**columns, names.STEP_STRIDE: stride, names.STEP_NUMBER: number}
-        if number is None:
-            self.event(self.many, f"{len(ends)} rows: {_say(last)}", said, ends[-1])
-            return
-        body = f"steps {number[0]} to {number[-1] + stride - 1}: {_say({**last, names.STEP_NUMBER: number[-1]})}"
-        self.event(names.EVENT_STEPS, body, said, ends[-1])
+        self.event(self.many, body, said, ends[-1])
+
+    def _body(self, number: Any, last: dict[str, Any], stride: int) -> str:
+        said = _say({**last, names.STEP_NUMBER: number[-1]})
+        return f"steps {number[0]} to {number[-1] + stride - 1}: {said}"
 
 
 class Points(Records):
     """Values beside a step's record, as rows of `ml.scalars`: recorded between steps, or of a step that was named."""
 
     one = many = names.EVENT_SCALARS
+
+    def _body(self, number: Any, last: dict[str, Any], stride: int) -> str:  # noqa: ARG002 - as there
+        return (
+            f"values: {_say(last if number is None or number[-1] is None else {**last, names.STEP_NUMBER: number[-1]})}"
+        )
 
     def row(self, at_ns: int, key: str, value: float, number: int | None) -> None:
         """Take one value of a step, or of none; several of one step become one row."""

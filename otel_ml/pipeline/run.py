@@ -225,6 +225,8 @@ class Run:
         if os.getpid() != self.pid or self.done.is_set():
             return None
         pace.hurry()
+        if runtime.recording is self:
+            runtime.recording = None
         if self._by_hand:  # here, so that an error of ours reaches who turned it
             self._finish(error, timeout_s)
         else:

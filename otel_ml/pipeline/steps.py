@@ -280,7 +280,8 @@ class Tracker:
         if self._turned():
             # What has taken its turn is done; what follows is the next step, or was none.
             at = self.candidate if self.candidate is not None else len(self.items)
-            self._close_at(self.items[at - 1].end, at)
+            said = [item.start for item in self.values[-1:] if self.candidate is None]
+            self._close_at(max(self.items[at - 1].end, *said, 0), at)
             if failed:
                 self._fail()
             else:
@@ -645,7 +646,7 @@ def build(
 ) -> Step:
     """The step that these top-level items make; `roots` is how many root modules the thread has run."""
     first, last = (items[0].start, items[-1].end) if items else (start, end)
-    step = Step(number, min(first, start), max(end, last), outcome)
+    step = Step(number, min(first, start), max(end, last, min(first, start)), outcome)
     _phases(step, items, marks)
     _values(step, items)
     _count(step, items, roots)

@@ -43,8 +43,8 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "doc": "0 switches all of otel-ml off.", "example": "0",
     }  # fmt: skip
     assert described["otel"] == [
-        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://****@collector:4318"},
-        {"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "****"},
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://****@collector:4318", "source": "env"},
+        {"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "****", "source": "env"},
     ]
     assert described["exporters"] == {signal: ["otlp", "store"] for signal in ("traces", "metrics", "logs")}
     assert list(described) == ["settings", "otel", "exporters"]
@@ -65,6 +65,18 @@ DEFAULTS = {
     "OTEL_ML_LISTEN": "127.0.0.1",
     "OTEL_ML_CONFIG": None,
 }  # fmt: skip
+
+
+def test_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the configuration file says is shown as that file's."""
+    file = tmp_path / "otel-ml.yaml"
+    file.write_text(f"service_name: gpt\ndirectory: {tmp_path}\n", encoding="utf-8")
+    monkeypatch.setenv("OTEL_ML_CONFIG", str(file))
+    assert main(["config"]) == 0
+    rows = [line.split("\t")[:3] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row[2] == "file"] == [
+        ["OTEL_ML_DIR", str(tmp_path), "file"], ["OTEL_SERVICE_NAME", "gpt", "file"],
+    ]  # fmt: skip
 
 
 def test_tabs(capsys: pytest.CaptureFixture[str]) -> None:

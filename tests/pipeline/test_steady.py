@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from otel_ml.core import recorder as r
+from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
 from otel_ml.pipeline.steady import Block, Steady
 from otel_ml.pipeline.steps import Step, Tracker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOOPS: dict[str, list[tuple[int, Any]]] = {
     "plain": [(r.ZERO_GRAD, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0)],
@@ -31,6 +35,13 @@ LOOPS: dict[str, list[tuple[int, Any]]] = {
     "compiled": [(r.DEVICE_TRAIN, 0)],
     "compiled loader": [(r.FETCH, 0), (r.DEVICE_TRAIN, 0), (r.DEVICE_WAIT, None)],
     "compiled gan": [(r.DEVICE_TRAIN, 0), (r.DEVICE_WAIT, None), (r.DEVICE_TRAIN, 1)],
+    "values": [
+        (r.FETCH, 0), (r.SCALAR, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.SCALAR, 1), (r.STEP, 0), (r.SCALAR, 0),
+    ],
+    "values at the edge": [
+        (r.SCALAR, 1), (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0), (r.SCALAR, 0), (r.ZERO_GRAD, 0), (r.SCALAR, 2),
+    ],
+    "compiled values": [(r.DEVICE_TRAIN, 0), (r.SCALAR, 0), (r.DEVICE_WAIT, None)],
     "forward after": [(r.FETCH, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0), (r.FORWARD, 0)],
 }  # fmt: skip
 
@@ -56,6 +67,9 @@ def events(loop: list[tuple[int, Any]], rounds: int, seed: int) -> list[Any]:
                 b = 8 if chance.random() < 0.5 else Values(8, {"loss": chance.random(), "accuracy": 0.5})
             elif code == r.STEP:
                 b = 0.1 / (turn + 1)
+            elif code == r.SCALAR:
+                start = clock
+                b = Values(-1, {"": chance.random()} if chance.random() < 0.9 else {}) if a else chance.random()
             flat.extend((code, start, clock, a, b))
         if chance.random() < 0.01:
             kind = chance.randint(0, 2)
@@ -120,6 +134,15 @@ def check_columns(block: Block) -> None:
         assert (block.grad_norms[n] if block.grad_norms else None) == step.grad_norm
         assert (block.samples[n] if block.samples else None) == step.samples
         assert (block.tokens[n] if block.tokens else None) == step.tokens
+
+
+@pytest.fixture(autouse=True)
+def named() -> Iterator[None]:
+    """Three names of values."""
+    scalars.restart()
+    assert [scalars.number(name, None) for name in "abc"] == [0, 1, 2]
+    yield
+    scalars.restart()
 
 
 @pytest.mark.parametrize("seed", range(6))

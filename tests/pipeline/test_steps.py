@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_ml.core import recorder as r
+from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import Recorder
-from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step, Tracker
+from otel_ml.pipeline.steps import Call, Epoch, Evaluation, Point, Rare, Step, Tracker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CODES = {
     "fetch": r.FETCH, "end": r.FETCH_END, "forward": r.FORWARD, "quiet": r.FORWARD_NOGRAD, "backward": r.BACKWARD,
     "zero": r.ZERO_GRAD, "step": r.STEP, "scaler": r.SCALER, "clip": r.CLIP, "work": r.OPTIMIZER_WORK, "build": r.BUILD,
     "compile": r.COMPILE, "checkpoint": r.CHECKPOINT, "train": r.DEVICE_TRAIN, "grad": r.DEVICE_GRAD,
     "update": r.DEVICE_UPDATE, "call": r.DEVICE_CALL, "wait": r.DEVICE_WAIT,
+    "begin": r.STEP_BEGIN, "done": r.STEP_END, "evaluate": r.EVALUATION_BEGIN, "evaluated": r.EVALUATION_END,
+    "epoch": r.EPOCH_BEGIN, "epoched": r.EPOCH_END, "phase": r.MARK, "value": r.SCALAR,
 }  # fmt: skip
 DEFAULTS: dict[str, tuple[Any, Any]] = {
     "fetch": (4, -1), "forward": (0, 4), "quiet": (0, 4), "backward": (1.0, None), "zero": (0, None), "step": (0, 0.1),
     "scaler": (0, 2.0), "clip": (0.5, None), "build": (0, None),
     "train": (0, Values(8, {"loss": 1.0, "accuracy": 0.5})), "grad": (0, Values(8, {"loss": 1.0})),
-    "update": (1, None), "call": (0, 8),
+    "update": (1, None), "call": (0, 8), "begin": (-1, None), "done": (None, 0), "evaluated": ("test", None),
+    "epoch": (3, None), "epoched": (3, 0), "phase": ("augment", None), "value": (0, 0.5),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def named() -> Iterator[None]:
+    """Two names of values."""
+    scalars.restart()
+    assert (scalars.number("accuracy", None), scalars.number("accuracy", "test")) == (0, 1)
+    yield
+    scalars.restart()
 
 
 def track(table: str, *, failed: bool = False) -> list[Any]:
@@ -41,7 +57,7 @@ def track(table: str, *, failed: bool = False) -> list[Any]:
             a = {"operation": "save", "error": None} if name == "checkpoint" else {"function": "f", "reason": None}
         tracker.feed(CODES[name], int(start), int(end), a, b)
     tracker.finish(failed=failed)
-    return [o for o in tracker.out if not isinstance(o, tuple) or isinstance(o, Call)]
+    return [o for o in tracker.out if not isinstance(o, Rare)]
 
 
 def shape(found: list[Any]) -> list[Any]:
@@ -52,6 +68,10 @@ def shape(found: list[Any]) -> list[Any]:
             short.append((one.number, one.start, one.end, one.outcome))
         elif isinstance(one, Evaluation):
             short.append(("evaluation", one.start, one.end, one.calls))
+        elif isinstance(one, Point):
+            short.append((one.column, one.step, one.value))
+        elif isinstance(one, Epoch):
+            short.append(("epoch", one.number, one.start, one.end))
         else:
             short.append(("call", one.start, one.end))
     return short
@@ -477,6 +497,141 @@ def test_fetches_alone() -> None:
     assert track("fetch 0 1\nfetch 2 3\nend 4 5") == []
 
 
+def test_said_steps() -> None:
+    """A step that the program itself marked holds all that is in it, whatever it is, and the batch just before."""
+    found = track("""
+        fetch 0 5
+        begin 6 6
+        forward 7 10
+        backward 11 15
+        step 16 20
+        quiet 21 22
+        zero 23 24
+        forward 25 28
+        backward 29 33
+        step 34 38
+        done 6 40
+        begin 50 50
+        done 50 60
+    """)
+
+    assert shape(found) == [(0, 0, 40, "ok"), (1, 50, 60, "ok")]
+    assert found[0].phases == {"data_wait": 5, "forward": 9, "backward": 8, "optimizer": 9, "residual": 9}
+    assert (found[0].losses, found[0].micro_batches, found[0].samples) == ({0: 2.0}, 2, 4)
+    assert (found[1].phases, found[1].framework) == ({"residual": 10}, "none")
+
+
+def test_said_step_closes_what_was_inferred() -> None:
+    """It begins where the program says; what was complete before ends there, what was not is no step."""
+    found = track("""
+        forward 0 2
+        backward 2 4
+        step 4 6
+        zero 7 8
+        begin 10 10
+        done 10 12
+        forward 13 14
+        begin 15 15
+        forward 16 17
+        done 15 18 0 -2
+    """)
+
+    assert shape(found) == [(0, 0, 10, "ok"), (1, 10, 12, "ok"), (2, 15, 18, "failed")]
+
+
+def test_said_numbers() -> None:
+    """A number of the program's is taken when it is ahead, and counted on from; an abandoned step has none."""
+    tracker = Tracker()
+    for number, outcome in ((5, 0), (2, 0), (-1, r.ABANDONED), (7, 0)):
+        tracker.feed(r.STEP_BEGIN, 1, 1, number, None)
+        tracker.feed(r.STEP_END, 1, 2, None, outcome)
+    assert [one.number for one in tracker.out if isinstance(one, Step)] == [5, 6, 7]
+
+
+def test_said_evaluation() -> None:
+    """What is inside an evaluation of the program's is no step, even if it trains."""
+    found = track("""
+        forward 0 2
+        backward 2 4
+        step 4 6
+        evaluate 8 8
+        fetch 9 10
+        quiet 10 12
+        forward 12 13
+        backward 13 14
+        step 14 15
+        value 16 16 1
+        evaluated 8 18
+        forward 20 22
+        backward 22 24
+        step 24 26
+    """)
+
+    assert shape(found) == [(0, 0, 8, "ok"), ("evaluation", 8, 18, 2), ("test/accuracy", 0, 0.5), (1, 20, 26, "ok")]
+    assert found[1].split == "test"
+
+
+def test_phases() -> None:
+    """A phase of the program's takes its time from what was inferred there; the inner of two has its own."""
+    found = track("""
+        begin 0 0
+        phase 4 6
+        forward 3 10
+        backward 11 15
+        step 16 20
+        phase 12 14
+        phase 11 18
+        done 0 30
+    """)
+
+    assert found[0].phases == {"forward": 6, "augment": 9, "optimizer": 2, "residual": 13}
+    assert [one for one in found[0].intervals if one[0] == "augment"] == [("augment", 4, 6), ("augment", 11, 18)]
+
+
+def test_values() -> None:
+    """A value belongs to the step in whose time it was recorded, the last of a name wins; else to the one before."""
+    found = track("""
+        value 0 0
+        fetch 1 2
+        forward 2 4
+        backward 4 6
+        value 6 6 0 0.25
+        step 6 8
+        value 9 9 0 0.75
+        fetch 10 11
+        forward 11 12
+        backward 12 13
+        step 13 14
+        evaluate 15 15
+        value 16 16 1 0.125
+        evaluated 15 18
+        value 19 19
+    """)
+
+    assert shape(found) == [
+        ("accuracy", None, 0.5), (0, 1, 10, "ok"), (1, 10, 15, "ok"), ("evaluation", 15, 18, 0),
+        ("test/accuracy", 1, 0.125), ("accuracy", 1, 0.5),
+    ]  # fmt: skip
+    assert (found[1].scalars, found[2].scalars) == ({"accuracy": 0.75}, {})
+
+
+def test_epochs() -> None:
+    """Steps are of the epoch in which they end; an epoch's ends close what is complete."""
+    found = track("""
+        epoch 0 0
+        forward 1 2
+        backward 2 3
+        step 3 4
+        epoched 0 6
+        forward 8 9
+        backward 9 10
+        step 10 11
+    """)
+
+    assert shape(found) == [(0, 1, 6, "ok"), ("epoch", 3, 0, 6), (1, 8, 11, "ok")]
+    assert [one.epoch for one in found if isinstance(one, Step)] == [3, None]
+
+
 EVENTS = st.lists(
     st.tuples(st.sampled_from(sorted(CODES)), st.integers(0, 9), st.integers(0, 30), st.integers(0, 2)), max_size=60
 )
@@ -518,6 +673,7 @@ ROUNDS = {
     "compiled loader": ["fetch", "train 0"],
     "compiled apart": ["grad", "update 1"],
     "compiled loader gan": ["fetch", "train 0", "train 1"],
+    "said": ["begin", "forward", "backward", "step 0", "forward", "backward", "step 0", "done", "quiet"],
     "three": ["forward", "backward", "step 0", "forward", "backward", "step 1", "forward", "backward", "step 2"],
 }
 
@@ -536,9 +692,15 @@ def test_online_counter_agrees(kind: str) -> None:
             optimizer = int(which or 0)
             if name == "fetch":
                 recorder.fetching()
+            elif name == "begin":
+                recorder.begin_step(-1)
+            elif name == "done":
+                recorder.end_step(0)
+            elif name == "quiet":
+                recorder.edge()
             elif name not in ("step", "train", "update"):
                 recorder.candidate()
-            if turn >= 2:
+            if turn >= 2 and recorder.state:
                 seen.append((clock, recorder.number, turn))
             if name in ("step", "train", "update"):
                 recorder.turn(optimizer)
