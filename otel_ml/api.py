@@ -397,6 +397,7 @@ class CheckpointPart(Part):
 
     _start = 0
     _around = _outermost = False
+    _where: dict[str, Any]
 
     def begin(self) -> None:
         """Look at the clock; one inside another is a part of that."""
@@ -406,11 +407,12 @@ class CheckpointPart(Part):
 
     def resume(self) -> None:
         """What is saved from here on is a part of it."""
+        self._where = vars(inside)  # this thread's; another one may leave the block
         self._around, inside.checkpoint = inside.checkpoint, True
 
     def pause(self) -> None:
         """And no longer."""
-        inside.checkpoint = self._around
+        self._where["checkpoint"] = self._around
 
     def end(self, error: BaseException | None) -> None:
         """Tell of it, and of the file's size."""

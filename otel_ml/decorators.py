@@ -122,7 +122,7 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._claim is not None:
+        if self._claim is not None or (runtime.recording is not None and not runtime.compiling()):
             self._leave(error)
 
     async def __aenter__(self) -> object:
@@ -257,49 +257,46 @@ def _coroutine(function: Any, make: Any) -> Any:
 
 
 def _generator(function: Any, make: Any) -> Any:
+    # What is current is so only while the generator's own body runs, and nothing that passes through is held
+    # meanwhile: neither an item while the consumer has it, nor an exception. `yield from` would close the body where
+    # a GeneratorExit is thrown at it.
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)
         part = None if runtime.recording is None or runtime.compiling() else make(args, kwargs)
         del args, kwargs  # an iteration may last for hours
-        return (yield from inner if part is None else _drive(inner, part))
+        if part is None:
+            return (yield from inner)
+        if not part.open():
+            part = Part()
+        turn: Any = inner.send
+        passing: list[Any] = [None]
+        try:
+            while True:
+                try:
+                    passing.append(turn(passing.pop()))
+                except StopIteration as stop:
+                    value = stop.value
+                    break
+                finally:
+                    part.pause()
+                try:
+                    passing.append((yield passing.pop()))
+                    turn = inner.send
+                except BaseException as thrown:  # noqa: BLE001 - it is the inner one's to handle
+                    turn = inner.throw
+                    passing.append(thrown)
+                part.resume()
+        except BaseException as error:
+            part.close(error)
+            raise
+        part.close(None)
+        return value
 
     return call
 
 
 def _generator_coroutine(function: Any, make: Any) -> Any:
     return types.coroutine(_generator(function, make))
-
-
-def _drive(inner: Generator[Any, Any, Any], part: Part) -> Generator[Any, Any, Any]:
-    """Iterate, with the part current only while the generator's own body runs.
-
-    Nothing that passes through is held meanwhile: neither an item while the consumer has it, nor an exception.
-    """
-    if not part.open():
-        part = Part()
-    turn: Any = inner.send
-    passing: list[Any] = [None]
-    try:
-        while True:
-            try:
-                passing.append(turn(passing.pop()))
-            except StopIteration as stop:
-                value = stop.value
-                break
-            finally:
-                part.pause()
-            try:
-                passing.append((yield passing.pop()))
-                turn = inner.send
-            except BaseException as thrown:  # noqa: BLE001 - it is the inner one's to handle
-                turn = inner.throw
-                passing.append(thrown)
-            part.resume()
-    except BaseException as error:
-        part.close(error)
-        raise
-    part.close(None)
-    return value
 
 
 def _async_generator(function: Any, make: Any) -> Any:
@@ -309,7 +306,7 @@ def _async_generator(function: Any, make: Any) -> Any:
         del args, kwargs
         if part is None or not part.open():
             part = Part()
-        turn: Any = inner.asend
+        turn: Any = functools.partial(_first_turn, inner)
         passing: list[Any] = [None]
         try:
             while True:
@@ -332,6 +329,16 @@ def _async_generator(function: Any, make: Any) -> Any:
         part.close(None)
 
     return call
+
+
+def _first_turn(inner: AsyncGenerator[Any, Any], given: Any) -> Any:
+    """Start it unknown to the event loop, which at its end would close it while the one that drives it does so too."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return inner.asend(given)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 def own(name: Any, kind: str) -> str:
@@ -714,7 +721,9 @@ def _wanted(function: Any, arguments: bool | Iterable[str]) -> Callable[[Any, An
                     given.update({more: each for more, each in value.items() if more in chosen or name in chosen})
                 elif name in chosen and (kinds[name] is not inspect.Parameter.VAR_POSITIONAL or value):
                     given[name] = value
-            return {f"{names.ARGUMENT}.{name}": attribute(name, value) for name, value in given.items()}
+            return {
+                f"{names.ARGUMENT}.{name}": attribute(name, value) for name, value in given.items() if value is not None
+            }
         except Exception:  # noqa: BLE001 - the arguments' own code
             swallow("reading arguments")
             return {}
