@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from otel_ml import names
 from otel_ml.core import profiling, runtime
@@ -429,7 +429,7 @@ class CheckpointPart(Part):
             recorders.mine().record(CHECKPOINT, self._start, end, payload)
 
 
-def checkpoint(path: str | os.PathLike[str], *, operation: str = "save") -> CheckpointPart:
+def checkpoint(path: str | os.PathLike[str], *, operation: Literal["save", "load"] = "save") -> CheckpointPart:
     """Saving a checkpoint, however it is done: `with otel_ml.checkpoint("model.safetensors"): save_file(…)`.
 
     Args:
