@@ -11,6 +11,7 @@ import math
 import os
 import re
 import uuid
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -142,11 +143,12 @@ def _read(name: str, value: Any) -> float | Deferred | None:
 
 
 class _Allowance:
-    """How many events may still leave."""
+    """How many events may still leave a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Any) -> None:
+        self.run = weakref.ref(run) if run is not None else _nobody
         self.left = _EVENTS_AT_FIRST
-        self.at = 0
+        self.at = now()
 
     def take(self) -> bool:
         """One more."""
@@ -159,7 +161,18 @@ class _Allowance:
         return True
 
 
-_allowance = _Allowance()
+def _nobody() -> None:
+    """A run that is no more."""
+
+
+_allowance = _Allowance(None)
+
+
+def _allowance_of(run: Any) -> _Allowance:
+    global _allowance  # noqa: PLW0603
+    if _allowance.run() is not run:
+        _allowance = _Allowance(run)
+    return _allowance
 
 
 def event(name: str, body: str = "", /, *, attributes: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -186,7 +199,7 @@ def told(name: str, body: str, about: Mapping[str, Any], *, warning: bool = Fals
         return
     try:
         run.annotated()
-        if not _allowance.take():
+        if not _allowance_of(run).take():
             limits.over("event", f"more than {_EVENTS_A_SECOND:g} events a second: the others are only counted")
             return
         run.event(name, text(body), cleaned(about), warning=warning)
@@ -320,7 +333,8 @@ def step(number: int | None = None) -> StepPart:
         number: The program's own number, from 0, growing; unset, or where it was there before, steps are counted on.
     """
     part = StepPart()
-    part.given = number
+    if number is not None:
+        part.given = number
     return part
 
 
@@ -530,6 +544,10 @@ class Batches(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         iterator = iter(self._source)
+        return iterator if runtime.recording is None else self._fetched(iterator)
+
+    @staticmethod
+    def _fetched(iterator: Iterator[T]) -> Iterator[T]:
         passing: list[T] = []
         while True:
             if runtime.recording is None:

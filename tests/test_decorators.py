@@ -1653,10 +1653,13 @@ def test_a_span_that_the_program_ends_itself() -> None:
 
 
 def test_limits_are_a_runs_own() -> None:
-    """Nothing of a block's limits is left for the next one."""
-    for _ in range(2):
-        with capture():
+    """Nothing of a block's limits is left for the next one, whichever clock it has."""
+    for clock in (None, FakeClock(), None, FakeClock()):
+        with capture(clock=clock) as seen:
             with otel_ml.step():
                 for _ in range(300):
                     decorated.double(1)
+            for _ in range(1000):
+                otel_ml.event("one of many")
             assert limits.counts == {"span": 44}
+        assert len(seen.events("one of many")) == 1000
