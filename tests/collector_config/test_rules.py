@@ -142,6 +142,9 @@ ruler:
   evaluation_interval: 1s
   storage: {type: local, local: {directory: "RULES"}}
   ring: {kvstore: {store: inmemory}}
+frontend: {scheduler_address: "127.0.0.1:GRPC"}
+frontend_worker: {scheduler_address: "127.0.0.1:GRPC"}
+query_scheduler: {use_scheduler_ring: false}
 analytics: {reporting_enabled: false}
 """
 
