@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ def test_up_and_down(folder: Path) -> None:
     assert [line.split("\t")[0] for line in lines] == ["prometheus"]
     assert oct(folder.stat().st_mode & 0o777) == "0o700"
 
+    with urllib.request.urlopen(f"{told['jaeger']['url']}/api/services", timeout=30) as answer:
+        assert answer.status == 200  # what a backend does when it was asked must not delay its end
     running = pids(folder)
     assert all(map(lives, running))
     down = otel_ml("stack", "down", *where)
