@@ -17,12 +17,10 @@ import pytest
 from otel_ml.stack.programs import NAMES
 from tests.e2e.backends import backend
 from tests.e2e.launching import BIN, environment
-from tests.e2e.stack import otel_ml, soon
+from tests.e2e.stack import BINARIES, otel_ml, soon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-BINARIES = ("otelcol", "prometheus", "alertmanager", "jaeger", "loki")
 
 
 @pytest.fixture
