@@ -24,8 +24,11 @@ REQUESTS, EMPTY = 40, 10  # of the one that serves
 # By the run's id and the service's name; those that take longest first.
 RUNS: dict[str, tuple[Path, tuple[str, ...]]] = {
     "ranks": (BIN / "torchrun", ("--standalone", "--nproc-per-node=2", str(DDP))),
-    "jax": (EXAMPLES / "jax_train.py", ("--epochs=1", "--width=32")),
-    "char-gpt": (EXAMPLES / "torch_train.py", ("--steps=100", "--workers=1")),
+    "jax": (EXAMPLES / "jax_train.py", ("--epochs=1", "--width=32", "--batch-size=512")),
+    "char-gpt": (
+        EXAMPLES / "torch_train.py",
+        ("--steps=100", "--workers=1", "--layers=1", "--width=32", "--context=32"),
+    ),
     "next-character": (EXAMPLES / "torch_serve.py", (f"--requests={REQUESTS}", f"--empty={EMPTY}")),
     **{name: (EXAMPLES / "troubles.py", (name, f"--steps={STEPS}", "--stall=0.1")) for name in TROUBLES},
 }
