@@ -30,6 +30,7 @@ RUNS: dict[str, tuple[Path, tuple[str, ...]]] = {
         ("--steps=100", "--workers=1", "--layers=1", "--width=32", "--context=32"),
     ),
     "next-character": (EXAMPLES / "torch_serve.py", (f"--requests={REQUESTS}", f"--empty={EMPTY}")),
+    "by-hand": (EXAMPLES / "custom_loop.py", ("--steps=20",)),
     **{name: (EXAMPLES / "troubles.py", (name, f"--steps={STEPS}", "--stall=0.1")) for name in TROUBLES},
 }
 
