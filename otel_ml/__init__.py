@@ -39,20 +39,22 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name at its first use."""
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # to a type checker, a name that is not there is an error
 
-        return version("otel-ml")
-    if name not in __all__:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
-    from importlib import import_module
+    def __getattr__(name: str) -> Any:
+        """Load a public name at its first use."""
+        if name == "__version__":
+            from importlib.metadata import version
 
-    home = next((module for module, names in _HOMES.items() if name in names), "otel_ml.api")
-    found = globals()[name] = getattr(import_module(home), name)
-    return found
+            return version("otel-ml")
+        if name not in __all__:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        from importlib import import_module
+
+        home = next((module for module, names in _HOMES.items() if name in names), "otel_ml.api")
+        found = globals()[name] = getattr(import_module(home), name)
+        return found
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from otel_ml import names
 from otel_ml.core import profiling, runtime
@@ -35,13 +35,16 @@ from otel_ml.core.recorder import (
     STEP_BEGIN,
     STEP_END,
 )
-from otel_ml.decorators import Part, SpanPart, own
+from otel_ml.decorators import LONGEST_NAME, Part, SpanPart, failed, own, put_back
 from otel_ml.errors import guard, swallow
 from otel_ml.fields import attributes as cleaned
 from otel_ml.redact import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextvars import Token
+
+    from typing_extensions import Self
 
     from otel_ml.core.deferred import Deferred
     from otel_ml.core.recorder import Recorder
@@ -55,7 +58,6 @@ T = TypeVar("T")
 
 _STEP_SHIFT = 16  # of a point: above it the step, below it the value's number
 _LAST_STEP = 1 << 46
-_LONGEST_NAME = 200
 _EVENTS_A_SECOND = 200.0
 _EVENTS_AT_FIRST = 2000.0
 _SLUG = re.compile(r"[A-Za-z0-9._-]{1,80}")
@@ -97,7 +99,7 @@ def _record(name: str, value: Any, step: int | None, of: str | None) -> None:
     read = _read(name, value)
     if read is None:
         return
-    index = scalars.number(str(name)[:_LONGEST_NAME], of if of is not None else current_split.get())
+    index = scalars.number(str(name)[:LONGEST_NAME], of if of is not None else current_split.get())
     if index < 0:
         limits.over("scalar", f"more than 200 names of values: {name} and others are left out")
         return
@@ -198,16 +200,7 @@ def told(name: str, body: str, about: Mapping[str, Any], *, warning: bool = Fals
 class RunPart(Part):
     """A part of the process's run that has a name and a configuration of its own."""
 
-    __slots__ = ("_config", "_name", "_start")
-
-    def __init__(self, name: str | None, config: dict[str, Any]) -> None:
-        self._name = name
-        self._config = config
-        self._start = 0
-
-    def again(self) -> RunPart:
-        """Another part like this one."""
-        return RunPart(self._name, self._config)
+    _start = 0
 
     def begin(self) -> None:
         """Tell of the configuration."""
@@ -217,17 +210,18 @@ class RunPart(Part):
         self._start = now()
         with guard("run()"):
             run.annotated()
-            if self._name or self._config:
-                about = cleaned(self._config, f"{names.CONFIG_VALUE}.")
-                if self._name:
-                    about[names.RUN_NAME] = text(self._name)
-                run.event(names.EVENT_CONFIG, f"{self._name or 'run'}: {_listed(self._config)}", about)
+            name, config = self.given
+            if name or config:
+                about = cleaned(config, f"{names.CONFIG_VALUE}.")
+                if name:
+                    about[names.RUN_NAME] = text(name)
+                run.event(names.EVENT_CONFIG, f"{name or 'run'}: {_listed(config)}", about)
 
     def end(self, error: BaseException | None) -> None:
         """Tell of the whole part."""
         recorder = recorders.mine()
-        failed = isinstance(error, Exception)
-        about = {names.RUN_NAME: self._name, names.ERROR_TYPE: type(error).__qualname__ if failed else None}
+        kind = type(error).__qualname__ if failed(error) else None
+        about = {names.RUN_NAME: self.given[0], names.ERROR_TYPE: kind}
         recorder.apart = True
         recorder.record(RUN_PART, self._start, now(), about)
 
@@ -243,39 +237,33 @@ def run(name: str | None = None, /, **config: Any) -> RunPart:
     `ml.config` event with the values (`ml.config.value.<name>`, secrets masked) and a span inside `ml.run`, with its
     error if an exception leaves it. One inside another is a part of its own. A block, or a function's decorator.
     """
-    return RunPart(name, config)
+    part = RunPart()
+    part.given = name, config
+    return part
 
 
 class EpochPart(Part):
     """An epoch."""
 
-    __slots__ = ("_number", "_recorder", "_start")
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self._recorder: Recorder | None = None
-        self._start = 0
-
-    def again(self) -> EpochPart:
-        """Another part like this one."""
-        return EpochPart(self._number)
+    _recorder: Recorder | None = None
+    _start = 0
 
     def begin(self) -> None:
         """The steps from here on are of this epoch."""
-        if not isinstance(self._number, int) or self._number < 0:
-            limits.over("step", f"epoch({self._number!r}): an epoch is a whole number from 0; it is left out")
+        if not isinstance(self.given, int) or self.given < 0:
+            limits.over("step", f"epoch({self.given!r}): an epoch is a whole number from 0; it is left out")
             return
         recorder = self._recorder = _mine()
         self._start = now()
         recorder.between()
-        recorder.record(EPOCH_BEGIN, self._start, self._start, self._number)
+        recorder.record(EPOCH_BEGIN, self._start, self._start, self.given)
 
     def end(self, error: BaseException | None) -> None:
         """They are not any more."""
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.between()
-            recorder.record(EPOCH_END, self._start, now(), self._number, FAILED if _failed(error) else 0)
+            recorder.record(EPOCH_END, self._start, now(), self.given, FAILED if failed(error) else 0)
 
 
 def epoch(number: int) -> EpochPart:
@@ -284,28 +272,22 @@ def epoch(number: int) -> EpochPart:
     Its steps carry `ml.epoch.number`; its end is the event `ml.epoch.finished` and the span `ml.epoch`. A block, or a
     function's decorator.
     """
-    return EpochPart(number)
+    part = EpochPart()
+    part.given = number
+    return part
 
 
 class StepPart(Part):
     """A training step."""
 
-    __slots__ = ("_number", "_recorder", "_start")
-
-    def __init__(self, number: int | None) -> None:
-        self._number = number
-        self._recorder: Recorder | None = None
-        self._start = 0
-
-    def again(self) -> StepPart:
-        """Another part like this one."""
-        return StepPart(self._number)
+    _recorder: Recorder | None = None
+    _start = 0
 
     def begin(self) -> None:
         """Nothing in it is inferred to begin or end a step."""
-        number = -1 if self._number is None else self._number
-        if not isinstance(number, int) or not -1 <= number < _LAST_STEP or self._number == -1:
-            limits.over("step", f"step({self._number!r}): a step is a whole number from 0; it is counted on instead")
+        number = -1 if self.given is None else self.given
+        if not isinstance(number, int) or not -1 <= number < _LAST_STEP or self.given == -1:
+            limits.over("step", f"step({self.given!r}): a step is a whole number from 0; it is counted on instead")
             number = -1
         recorder = _mine()
         start = now()
@@ -319,7 +301,7 @@ class StepPart(Part):
         """It is over."""
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            outcome = 0 if error is None else FAILED if _failed(error) else ABANDONED
+            outcome = 0 if error is None else FAILED if failed(error) else ABANDONED
             recorder.end_step(outcome)
             recorder.record(STEP_END, self._start, now(), None, outcome)
             if runtime.profiler is not None and runtime.frameworks:
@@ -337,21 +319,15 @@ def step(number: int | None = None) -> StepPart:
     Args:
         number: The program's own number, from 0, growing; unset, or where it was there before, steps are counted on.
     """
-    return StepPart(number)
+    part = StepPart()
+    part.given = number
+    return part
 
 
 class PhasePart(Part):
     """A phase of the step."""
 
-    __slots__ = ("_name", "_start")
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._start = 0
-
-    def again(self) -> PhasePart:
-        """Another part like this one."""
-        return PhasePart(self._name)
+    _start = 0
 
     def begin(self) -> None:
         """Look at the clock."""
@@ -359,7 +335,7 @@ class PhasePart(Part):
 
     def end(self, error: BaseException | None) -> None:  # noqa: ARG002 - its time was spent
         """Record how long it was."""
-        _mine().record(MARK, self._start, now(), str(self._name)[:_LONGEST_NAME])
+        _mine().record(MARK, self._start, now(), str(self.given)[:LONGEST_NAME])
 
 
 def phase(name: str) -> PhasePart:
@@ -368,23 +344,17 @@ def phase(name: str) -> PhasePart:
     Its time counts as that phase instead of what it was inferred to be; of two that nest, the inner one's is its own.
     At most 50 names in metrics. A block, or a function's decorator.
     """
-    return PhasePart(name)
+    part = PhasePart()
+    part.given = name
+    return part
 
 
 class EvaluationPart(Part):
     """An evaluation."""
 
-    __slots__ = ("_recorder", "_split", "_start", "_token")
-
-    def __init__(self, of: str) -> None:
-        self._split = of
-        self._recorder: Recorder | None = None
-        self._start = 0
-        self._token: Any = None
-
-    def again(self) -> EvaluationPart:
-        """Another part like this one."""
-        return EvaluationPart(self._split)
+    _recorder: Recorder | None = None
+    _start = 0
+    _token: Token[Any] | None = None
 
     def begin(self) -> None:
         """Nothing in it is a step."""
@@ -396,12 +366,12 @@ class EvaluationPart(Part):
 
     def resume(self) -> None:
         """Values are of this split."""
-        self._token = current_split.set(self._split)
+        self._token = current_split.set(self.given)
 
     def pause(self) -> None:
         """Values are of the split before."""
         if self._token is not None:
-            current_split.reset(self._token)
+            put_back(current_split, self._token)
             self._token = None
 
     def end(self, error: BaseException | None) -> None:  # noqa: ARG002 - its time was spent
@@ -409,7 +379,7 @@ class EvaluationPart(Part):
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.end_evaluation()
-            recorder.record(EVALUATION_END, self._start, now(), str(self._split)[:_LONGEST_NAME])
+            recorder.record(EVALUATION_END, self._start, now(), str(self.given)[:LONGEST_NAME])
 
 
 def evaluation(split: str = "validation") -> EvaluationPart:
@@ -417,46 +387,49 @@ def evaluation(split: str = "validation") -> EvaluationPart:
 
     What is inside is no training step, and `record()` inside is of this split. A block, or a function's decorator.
     """
-    return EvaluationPart(split)
+    part = EvaluationPart()
+    part.given = split
+    return part
 
 
 class CheckpointPart(Part):
     """Saving, or loading, a checkpoint."""
 
-    __slots__ = ("_around", "_operation", "_path", "_start")
-
-    def __init__(self, path: str | os.PathLike[str], operation: str) -> None:
-        self._path = path
-        self._operation = operation
-        self._start = 0
-        self._around = False
-
-    def again(self) -> CheckpointPart:
-        """Another part like this one."""
-        return CheckpointPart(self._path, self._operation)
+    _start = 0
+    _around = _outermost = False
+    _where: dict[str, Any]
 
     def begin(self) -> None:
-        """What `torch.save` and its like do in it is a part of it."""
+        """Look at the clock; one inside another is a part of that."""
         _mine()
         self._start = now()
+        self._outermost = not inside.checkpoint
+
+    def resume(self) -> None:
+        """What is saved from here on is a part of it."""
+        self._where = vars(inside)  # this thread's; another one may leave the block
         self._around, inside.checkpoint = inside.checkpoint, True
+
+    def pause(self) -> None:
+        """And no longer."""
+        self._where["checkpoint"] = self._around
 
     def end(self, error: BaseException | None) -> None:
         """Tell of it, and of the file's size."""
-        inside.checkpoint = self._around
-        if self._around:
+        if not self._outermost:
             return
         with guard("checkpoint()"):
-            path = os.fspath(self._path)
-            failed = None if error is None else type(error).__qualname__
-            payload: dict[str, Any] = {"operation": self._operation, "error": failed, "path": path}
+            given, operation = self.given
+            path = os.fspath(given)
+            kind = None if error is None else type(error).__qualname__
+            payload: dict[str, Any] = {"operation": operation, "error": kind, "path": path}
             end = now()
             if Path(path).is_file():
                 payload["size"] = Path(path).stat().st_size
             recorders.mine().record(CHECKPOINT, self._start, end, payload)
 
 
-def checkpoint(path: str | os.PathLike[str], *, operation: str = "save") -> CheckpointPart:
+def checkpoint(path: str | os.PathLike[str], *, operation: Literal["save", "load"] = "save") -> CheckpointPart:
     """Saving a checkpoint, however it is done: `with otel_ml.checkpoint("model.safetensors"): save_file(…)`.
 
     Args:
@@ -471,29 +444,36 @@ def checkpoint(path: str | os.PathLike[str], *, operation: str = "save") -> Chec
     if operation not in ("save", "load"):
         message = f"checkpoint(operation={operation!r}): type operation='save' or operation='load'"
         raise ValueError(message)
-    return CheckpointPart(path, operation)
+    part = CheckpointPart()
+    part.given = path, operation
+    return part
 
 
 class RequestPart(SpanPart):
     """A request that is served."""
 
-    __slots__ = ("_around", "_id")
+    given = names.SPAN_REQUEST
+    ours = True
+    scope = names.SCOPE
+    asked: str | None = None
+    _id = ""
+    _around: Token[Any] | None = None
 
-    def __init__(self, of: str | None, about: dict[str, Any]) -> None:
-        super().__init__(names.SPAN_REQUEST, about, names.SCOPE, raw=True)
-        self._id = of
-        self._around: Any = None
-
-    def again(self) -> RequestPart:
+    def again(self) -> Self:
         """Another request; without an id of its own it gets a new one."""
-        return RequestPart(self._id, self._about)
+        part = super().again()
+        part.asked = self.asked
+        return part
 
     def begin(self) -> None:
         """Start its span."""
-        around = self._id if self._id is not None else request_id.get()
-        self._id = around if around is not None and _SLUG.fullmatch(around) else uuid.uuid4().hex
-        self._about = {**self._about, names.REQUEST_ID: self._id}
+        asked = self.asked if self.asked is not None else request_id.get()
+        self._id = asked if isinstance(asked, str) and _SLUG.fullmatch(asked) else uuid.uuid4().hex
         super().begin()
+
+    def about(self) -> dict[str, Any]:
+        """Its attributes."""
+        return {**super().about(), names.REQUEST_ID: self._id}
 
     def resume(self) -> None:
         """What is logged from here on is of this request."""
@@ -503,8 +483,16 @@ class RequestPart(SpanPart):
     def pause(self) -> None:
         """And no longer."""
         super().pause()
+        self._over()
+
+    def leave(self) -> None:
+        """And no longer, for good."""
+        super().leave()
+        self._over()
+
+    def _over(self) -> None:
         if self._around is not None:
-            request_id.reset(self._around)
+            put_back(request_id, self._around)
             self._around = None
 
 
@@ -518,7 +506,10 @@ def request(id: str | None = None, **attributes: Any) -> RequestPart:  # noqa: A
         id: Letters, digits, `._-`, at most 80; nothing, or anything else, gets a new one (in a request, its).
         attributes: As for `span`.
     """
-    return RequestPart(id, attributes)
+    part = RequestPart()
+    part.asked = id
+    part.attributes = attributes
+    return part
 
 
 def _mine() -> Recorder:
@@ -526,11 +517,6 @@ def _mine() -> Recorder:
     if runtime.recording is not None:
         runtime.recording.annotated()
     return recorders.mine()
-
-
-def _failed(error: BaseException | None) -> bool:
-    """Whether that is a failure: a Ctrl-C, an exit or the end of an iteration are none."""
-    return isinstance(error, Exception)
 
 
 # --- data, profiles, the end ------------------------------------------------------------------
@@ -544,15 +530,16 @@ class Batches(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         iterator = iter(self._source)
+        passing: list[T] = []
         while True:
             if runtime.recording is None:
                 yield from iterator
                 return
             try:
-                batch = fetch(iterator.__next__)
+                passing.append(fetch(iterator.__next__))
             except StopIteration:
                 return
-            yield batch
+            yield passing.pop()  # a batch is the program's alone to keep
 
     def __next__(self) -> T:
         return fetch(self._source.__next__)  # type: ignore[attr-defined, no-any-return]

@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import sys
-import threading
+import types
+import weakref
+from collections import deque
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from opentelemetry import context as otel_context
@@ -23,22 +28,27 @@ from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import limits, recorders
 from otel_ml.core.recorder import DONE, TIMED
-from otel_ml.errors import guard, swallow
+from otel_ml.errors import swallow
 from otel_ml.fields import attribute
 from otel_ml.fields import attributes as cleaned
 from otel_ml.redact import text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+    from contextvars import Token
     from types import TracebackType
 
+    from opentelemetry.context import Context
     from opentelemetry.trace import Span
     from typing_extensions import Self
 
-__all__ = ["Part", "SpanPart", "own", "span", "timed", "traced"]
+__all__ = ["LONGEST_NAME", "Part", "SpanPart", "failed", "own", "put_back", "span", "timed", "traced"]
 
 F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 
+LONGEST_NAME = 200
+_LONGEST_MESSAGE = 4096
+_LONGEST_TRACEBACK = 16_384  # from its begin and from its end
 _SPANS_A_STEP = 256
 _SPANS_A_SECOND = 200.0  # beyond those of the first, in steps that begin with none left
 _SPANS_AT_FIRST = 2000.0
@@ -54,13 +64,20 @@ class Part:
 
     Subclasses say what happens at `begin()` and `end()`, and at `resume()` and `pause()` whenever a generator's body
     takes over and gives back: what is current in the thread is set there, so that nothing leaks into who iterates.
+
+    One that is entered while it is open, by the same thread or by another, is a new one each time. One that outlives
+    its run, or is inherited by a forked child, is dropped.
     """
 
-    __slots__ = ("_began",)
+    given: Any = None
+    """What the program said of it. Set afterwards: a class without `__init__` is instantiated in half the time."""
+    _claim: tuple[Any] | None = None
 
-    def again(self) -> Part:
+    def again(self) -> Self:
         """A new part like this one: a decorated function's next call."""
-        raise NotImplementedError
+        part = type(self)()
+        part.given = self.given
+        return part
 
     def begin(self) -> None:
         """It begins."""
@@ -69,30 +86,46 @@ class Part:
         """The thread is in it from now on."""
 
     def pause(self) -> None:
-        """The thread is out of it, for now or for good."""
+        """The thread is out of it, for now."""
+
+    def leave(self) -> None:
+        """The thread is out of it for good; it need not be the thread or task that entered it."""
+        self.pause()
 
     def end(self, error: BaseException | None) -> None:
         """It ends, by this exception if by any."""
 
-    def entered(self) -> Any:
-        """What `with … as` gives."""
-        return self
+    def open(self) -> bool:
+        """Begin it; whether it did."""
+        claim = self._claim = (runtime.recording,)
+        return self._begin(claim)
 
-    def __enter__(self) -> Any:
-        self._began = runtime.recording is not None and not runtime.compiling()
-        if self._began:
-            self.begin()
-            self.resume()
-        return self.entered()
+    def close(self, error: BaseException | None, *, left: bool = True) -> None:
+        """End it; `left` says that the thread is out of it already."""
+        claim = self._claim
+        try:
+            if claim is not None and claim[0] is not None:
+                if not left:
+                    self.leave()
+                if claim[0] is runtime.recording:
+                    self.end(error)
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("the end of a part")
+        finally:
+            self.__dict__.pop("_claim", None)
+
+    def __enter__(self) -> object:
+        if runtime.recording is not None and not runtime.compiling():
+            self._enter()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._began:
-            self.pause()
-            self.end(error)
+        if self._claim is not None or (runtime.recording is not None and not runtime.compiling()):
+            self._leave(error)
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> object:
         return self.__enter__()
 
     async def __aexit__(
@@ -102,37 +135,112 @@ class Part:
 
     def __call__(self, function: F, /) -> F:
         """The function, each of whose calls is such a part."""
-        return around(function, lambda _function, _args, _kwargs: self.again())
+        return around(function, lambda _args, _kwargs: self.again())
+
+    def _enter(self) -> Part:
+        claim = (runtime.recording,)
+        if self.__dict__.setdefault("_claim", claim) is claim:  # one step: of two threads, one has it
+            self._begin(claim)
+            return self
+        part = self.again()
+        part.open()
+        _entered.set((*_entered.get(), (self, part)))
+        return part
+
+    def _begin(self, claim: tuple[Any]) -> bool:
+        try:
+            self.begin()
+            self.resume()
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            self._claim = (None,)
+            swallow("the begin of a part")
+        return self._claim is claim
+
+    def _leave(self, error: BaseException | None) -> None:
+        entered = _entered.get()
+        part = self
+        for at in range(len(entered) - 1, -1, -1):
+            if entered[at][0] is self:
+                part = entered[at][1]
+                _entered.set(entered[:at] + entered[at + 1 :])
+                break
+        part.close(error, left=False)
+
+
+_entered: ContextVar[tuple[tuple[Part, Part], ...]] = ContextVar("otel_ml_entered", default=())
+"""Parts that were entered while they were open, and what stands for each."""
+
+
+def failed(error: BaseException | None) -> bool:
+    """Whether that is a failure: a Ctrl-C, an exit or the end of an iteration are none."""
+    return isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration))
+
+
+def put_back(variable: ContextVar[Any], token: Token[Any]) -> None:
+    """Make the value of before current again; in another context than it was set in, there is nothing to put back."""
+    with suppress(ValueError):
+        variable.reset(token)
 
 
 # --- decorating -----------------------------------------------------------------------------
 
 
-def around(function: F, make: Callable[[Any, Any, Any], Part]) -> F:
-    """The function, each call inside `make(function, args, kwargs)`; its kind, signature and docs are kept."""
+def around(function: F, make: Callable[[Any, Any], Part]) -> F:
+    """The function, each call inside `make(args, kwargs)`; its kind, signature and docs are kept."""
     if isinstance(function, (classmethod, staticmethod)):
         return type(function)(around(function.__func__, make))
     if isinstance(function, type):
         message = f"{function.__qualname__} is a class: decorate its methods, `__init__` among them"
         raise TypeError(message)
     if not callable(function):
-        message = f"a decorator of otel_ml needs a function, not {type(function).__qualname__}: put it above a `def`"
+        message = (
+            f"a decorator of otel_ml needs a function, not {type(function).__qualname__}: put it right above a `def`"
+        )
         raise TypeError(message)
-    kind: Any = _plain_function
-    if inspect.iscoroutinefunction(function):
-        kind = _coroutine
-    elif inspect.isasyncgenfunction(function):
-        kind = _async_generator
-    elif inspect.isgeneratorfunction(function):
-        kind = _generator
-    return functools.wraps(function)(kind(function, make))  # type: ignore[return-value]
+    wrapper = _kind(function)(function, make)
+    kept = functools.WRAPPER_UPDATES if inspect.isfunction(function) else ()  # what an object holds is its own
+    functools.update_wrapper(wrapper, function, updated=kept)
+    if not hasattr(function, "__name__"):
+        inner = _innermost(function)
+        wrapper.__module__, wrapper.__name__, wrapper.__qualname__ = _home(inner), inner.__name__, inner.__qualname__
+    return wrapper  # type: ignore[no-any-return]
+
+
+def _kind(function: Any) -> Any:
+    """What wraps this kind of function; an object is called by its class's `__call__`."""
+    plain = inspect.isroutine(function) or isinstance(function, functools.partial)
+    ways = (function,) if plain else (function, type(function).__call__)
+    if any(map(inspect.iscoroutinefunction, ways)):
+        return _coroutine
+    if any(map(inspect.isasyncgenfunction, ways)):
+        return _async_generator
+    if any(map(inspect.isgeneratorfunction, ways)):
+        code = getattr(function, "__code__", None)
+        awaitable = code is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE
+        return _generator_coroutine if awaitable else _generator
+    return _plain_function
+
+
+def _innermost(function: Any) -> Any:
+    """The function, or class of an object, below all wrappers and partials."""
+    while True:
+        inner = inspect.unwrap(function)
+        if isinstance(inner, functools.partial):
+            inner = inner.func
+        if inner is function:
+            return inner if hasattr(inner, "__qualname__") else type(inner)
+        function = inner
+
+
+def _home(inner: Any) -> str:
+    return getattr(inner, "__module__", None) or "builtins"
 
 
 def _plain_function(function: Any, make: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if runtime.recording is None or runtime.compiling():
             return function(*args, **kwargs)
-        with make(function, args, kwargs):
+        with make(args, kwargs):
             return function(*args, **kwargs)
 
     return call
@@ -140,93 +248,106 @@ def _plain_function(function: Any, make: Any) -> Any:
 
 def _coroutine(function: Any, make: Any) -> Any:
     async def call(*args: Any, **kwargs: Any) -> Any:
-        if runtime.recording is None:
+        if runtime.recording is None or runtime.compiling():
             return await function(*args, **kwargs)
-        with make(function, args, kwargs):
+        with make(args, kwargs):
             return await function(*args, **kwargs)
 
     return call
 
 
 def _generator(function: Any, make: Any) -> Any:
+    # What is current is so only while the generator's own body runs, and nothing that passes through is held
+    # meanwhile: neither an item while the consumer has it, nor an exception. `yield from` would close the body where
+    # a GeneratorExit is thrown at it.
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)
-        if runtime.recording is None:
+        part = None if runtime.recording is None or runtime.compiling() else make(args, kwargs)
+        del args, kwargs  # an iteration may last for hours
+        if part is None:
             return (yield from inner)
-        return (yield from _drive(inner, make(function, args, kwargs)))
+        if not part.open():
+            part = Part()
+        turn: Any = inner.send
+        passing: list[Any] = [None]
+        try:
+            while True:
+                try:
+                    passing.append(turn(passing.pop()))
+                except StopIteration as stop:
+                    value = stop.value
+                    break
+                finally:
+                    part.pause()
+                try:
+                    passing.append((yield passing.pop()))
+                    turn = inner.send
+                except BaseException as thrown:  # noqa: BLE001 - it is the inner one's to handle
+                    turn = inner.throw
+                    passing.append(thrown)
+                part.resume()
+        except BaseException as error:
+            part.close(error)
+            raise
+        part.close(None)
+        return value
 
     return call
+
+
+def _generator_coroutine(function: Any, make: Any) -> Any:
+    return types.coroutine(_generator(function, make))
 
 
 def _async_generator(function: Any, make: Any) -> Any:
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         inner = function(*args, **kwargs)
-        part = make(function, args, kwargs) if runtime.recording is not None else Part()
-        failed: BaseException | None = None
-        part.begin()
+        part = None if runtime.recording is None or runtime.compiling() else make(args, kwargs)
+        del args, kwargs
+        if part is None or not part.open():
+            part = Part()
+        turn: Any = functools.partial(_first_turn, inner)
+        passing: list[Any] = [None]
         try:
-            turn, given = inner.asend, None
             while True:
-                part.resume()
                 try:
-                    item = await turn(given)
+                    passing.append(await turn(passing.pop()))
                 except StopAsyncIteration:
-                    return
+                    break
                 finally:
                     part.pause()
                 try:
-                    given = yield item
+                    passing.append((yield passing.pop()))
                     turn = inner.asend
-                except GeneratorExit:
-                    await inner.aclose()
-                    raise
                 except BaseException as thrown:  # noqa: BLE001 - it is the inner one's to handle
-                    turn, given = inner.athrow, thrown
+                    turn = inner.athrow
+                    passing.append(thrown)
+                part.resume()
         except BaseException as error:
-            failed = error
+            part.close(error)
             raise
-        finally:
-            part.end(failed)
+        part.close(None)
 
     return call
 
 
-def _drive(inner: Generator[Any, Any, Any], part: Part) -> Generator[Any, Any, Any]:
-    """Iterate, with the part current only while the generator's own body runs."""
-    failed: BaseException | None = None
-    part.begin()
+def _first_turn(inner: AsyncGenerator[Any, Any], given: Any) -> Any:
+    """Start it unknown to the event loop, which at its end would close it while the one that drives it does so too."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
     try:
-        turn: Any = inner.send
-        given: Any = None
-        while True:
-            part.resume()
-            try:
-                item = turn(given)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                part.pause()
-            try:
-                given = yield item
-                turn = inner.send
-            except GeneratorExit:
-                inner.close()
-                raise
-            except BaseException as thrown:  # noqa: BLE001 - it is the inner one's to handle
-                turn, given = inner.throw, thrown
-    except BaseException as error:
-        failed = error
-        raise
+        return inner.asend(given)
     finally:
-        part.end(failed)
+        sys.set_asyncgen_hooks(*hooks)
 
 
-def own(name: str, kind: str) -> str:
+def own(name: Any, kind: str) -> str:
     """A name of the program's; one that begins like ours is told once, and goes by `user.` and the rest."""
-    if name.startswith(_RESERVED):
-        limits.over("name", f"a {kind}'s name may not begin with ml.: {name} is told of as user.{name}")
-        return f"user.{name}"
-    return name
+    called = str(name)[:LONGEST_NAME]
+    if called.startswith(_RESERVED):
+        limits.over("name", f"a {kind}'s name may not begin with ml.: {called} is told of as user.{called}")
+        return f"user.{called}"
+    return called
 
 
 # --- spans ----------------------------------------------------------------------------------
@@ -235,157 +356,250 @@ _OPENED = otel_context.create_key("otel-ml-opened")
 Key = tuple[int, int] | None
 
 
-class _Allowance(threading.local):
-    """How many spans this thread may still make in the step that it is in."""
+class _Spent:
+    """How many spans a run has still to give, in each step that a thread is in; no lock, so that a fork finds none."""
 
-    key: Key = (-1, -1)
-    left = 0
-    at = 0
-    tokens = _SPANS_AT_FIRST
+    def __init__(self, run: Any) -> None:
+        self.run = weakref.ref(run) if run is not None else _nobody
+        self.openers: set[str] = set()
+        """Begun before a thread's step was: where a round is complete, they begin the next one."""
+        self._tokens = _SPANS_AT_FIRST
+        self._at = now()
+        self._steps: dict[int, tuple[int, Any, int]] = {}
 
     def take(self, key: Key) -> bool:
         """One more: at most 256 in a step (and a second, outside of steps), in no more steps than the rate allows."""
-        moment = now()
-        if key is None:
-            key = (-1, moment // 1_000_000_000)
-        if key != self.key:
-            self.key = key
-            self.tokens = min(_SPANS_AT_FIRST, self.tokens + (moment - self.at) / 1e9 * _SPANS_A_SECOND)
-            self.at = moment
-            self.left = _SPANS_A_STEP if self.tokens >= 1 else 0
-        if self.left <= 0:
+        ordinal, number = key if key is not None else (-1, now() // 1_000_000_000)
+        step = self._steps.get(ordinal)
+        if step is None or step[0] != number:
+            step = self._begin(ordinal, number)
+        if next(step[1]) >= step[2]:
             return False
-        self.left -= 1
-        self.tokens -= 1
+        self._tokens -= 1
         return True
 
+    def _begin(self, ordinal: int, number: int) -> tuple[int, Any, int]:
+        moment = now()
+        self._tokens = min(_SPANS_AT_FIRST, self._tokens + (moment - self._at) / 1e9 * _SPANS_A_SECOND)
+        self._at = moment
+        if len(self._steps) >= _SPANS_A_STEP:  # of threads that have ended
+            self._steps.clear()
+        step = self._steps[ordinal] = number, itertools.count(), _SPANS_A_STEP if self._tokens >= 1 else 0
+        return step
 
-class _Failure(threading.local):
-    """The exception that a span of this thread has recorded already: the spans around it do not record it again."""
 
-    told = 0
+def _nobody() -> None:
+    """A run that is no more."""
 
 
-_allowance = _Allowance()
-_failure = _Failure()
-_openers: set[str] = set()
-"""Spans that were begun before a thread's step was: where a round is complete, they begin the next one."""
+_spent = _Spent(None)
+
+
+def _spent_of(run: Any) -> _Spent:
+    global _spent  # noqa: PLW0603
+    if _spent.run() is not run:
+        _spent = _Spent(run)
+    return _spent
+
+
+class _Opened:
+    """A span as the contexts that it is current in know it."""
+
+    __slots__ = ("before", "gone", "key", "span")
+
+    def __init__(self, span: Span, key: Key) -> None:
+        self.span = span
+        self.key = key
+        self.before: Context | None = None
+        self.gone = False  # left while it was not on top: whoever finds it there skips it
+
+
+def _within(context: Context) -> _Opened | None:
+    return otel_context.get_value(_OPENED, context)  # type: ignore[return-value]
+
+
+def _standing(context: Context) -> Context:
+    """The context, or the nearest before it whose span was not left elsewhere."""
+    opened = _within(context)
+    while opened is not None and opened.gone and trace.get_current_span(context) is opened.span:
+        context = opened.before or otel_context.Context()
+        opened = _within(context)
+    return context
 
 
 class SpanPart(Part):
     """A span of the program's own, inside the step, request or span that is current."""
 
-    __slots__ = ("_about", "_name", "_raw", "_scope", "_span", "_token")
+    attributes: dict[str, Any]
+    scope: str | None
+    more: Callable[[], dict[str, Any]] | None = None  # attributes that only a span that is kept needs
+    ours = False  # the name is ours to give
+    span: Span | None = None
+    _since: int
+    _opened: _Opened
+    _inside: Context
 
-    def __init__(self, name: str, about: dict[str, Any], scope: str, *, raw: bool = False) -> None:
-        self._name = name
-        self._about = about
-        self._scope = scope
-        self._raw = raw  # the name is ours to give
-        self._span: Span | None = None
-        self._token: Any = None
-
-    def again(self) -> SpanPart:
+    def again(self) -> Self:
         """A span like this one."""
-        return SpanPart(self._name, self._about, self._scope, raw=self._raw)
+        part = type(self)()
+        part.given = self.given
+        part.attributes = self.attributes
+        part.scope = self.scope
+        return part
 
-    def entered(self) -> Span:
+    def __call__(self, function: F, /) -> F:
+        """The function, each of whose calls is such a span, of the function's module."""
+        if self.scope is None:
+            self.scope = getattr(function, "__module__", None)
+        return super().__call__(function)
+
+    def __enter__(self) -> Span:
         """The OpenTelemetry span; one that records nothing where nothing is recorded, or a limit left it out."""
-        return self._span if self._span is not None else trace.INVALID_SPAN
+        if runtime.recording is None or runtime.compiling():
+            return trace.INVALID_SPAN
+        part: Any = self._enter()
+        return part.span or trace.INVALID_SPAN
+
+    async def __aenter__(self) -> Span:
+        return self.__enter__()
 
     def begin(self) -> None:
         """Start the span, as a child of the step that the thread is in now or of the span that is current."""
         run = runtime.recording
+        more, self.more = self.more, None
         if run is None:
             return
-        try:
-            self._start(run)
-        except Exception:  # noqa: BLE001 - the law: never break the program
-            swallow("a span")
-
-    def _start(self, run: runtime.Recording) -> None:
-        _failure.told = 0
         run.annotated()
-        name = self._name if self._raw else own(self._name, "span")
-        key = _step_at(name)
-        if not _allowance.take(key):
+        spent = _spent_of(run)
+        name = self.given if self.ours else own(self.given, "span")
+        key = _step_at(name, spent)
+        if not spent.take(key):
             limits.over("span", _TOO_MANY)
             return
-        context, links = None, []
-        current = trace.get_current_span()
-        opened = otel_context.get_value(_OPENED)
+        context = _standing(otel_context.get_current())
+        links = []
+        current = trace.get_current_span(context)
         if key is not None:
-            if isinstance(opened, tuple) and opened[0] is current and opened[1] != key:
+            opened = _within(context)
+            if opened is not None and opened.span is current and opened.key != key:
                 links = [Link(current.get_span_context())]  # it was begun in another step, or in none
-                context = trace.set_span_in_context(run.live)
+                context = trace.set_span_in_context(run.live, context)
             elif current is trace.INVALID_SPAN:  # a thread of the program's
-                context = trace.set_span_in_context(run.live)
-        about = cleaned(self._about) if self._about else {}
+                context = trace.set_span_in_context(run.live, context)
+        about = self.about()
+        if more is not None:
+            about.update(more())
         if key is not None:
             about[names.STEP_NUMBER] = key[1]
-        self._span = run.tracer(self._scope).start_span(name, context, attributes=about, links=links)
-        self._token = key
+        self._since = next(_turns)
+        span = self.span = run.tracer(self.scope or names.SCOPE).start_span(
+            name, context, attributes=about, links=links
+        )
+        self._opened = _Opened(span, key)
+        self._inside = otel_context.set_value(_OPENED, self._opened, trace.set_span_in_context(span, context))
+
+    def about(self) -> dict[str, Any]:
+        """Its attributes."""
+        return cleaned(self.attributes) if self.attributes else {}
 
     def resume(self) -> None:
-        """Make it the current span."""
-        span = self._span
-        if span is not None:
-            key = self._token
-            here = otel_context.set_value(_OPENED, (span, key), trace.set_span_in_context(span))
-            self._token = (key, otel_context.attach(here))
+        """Make it the current span, in the context as its body left it."""
+        if self.span is not None:
+            self._opened.before = _standing(otel_context.get_current())
+            otel_context.attach(self._inside)
 
     def pause(self) -> None:
         """Make the one before current again."""
-        if self._span is not None:
-            self._token, token = self._token
-            otel_context.detach(token)
+        if self.span is not None:
+            self._inside = otel_context.get_current()
+            otel_context.attach(self._opened.before or otel_context.Context())
+
+    def leave(self) -> None:
+        """The one before is current again, now or as soon as what is on top is left."""
+        if self.span is not None:
+            opened = self._opened
+            if _within(otel_context.get_current()) is opened:
+                otel_context.attach(_standing(opened.before or otel_context.Context()))
+            else:
+                opened.gone = True
 
     def end(self, error: BaseException | None) -> None:
         """End it; an exception is recorded by the innermost span that it leaves."""
-        span, self._span = self._span, None
-        if span is None:
-            if error is None:
-                _failure.told = 0
+        span, self.span = self.span, None
+        if span is None or not span.is_recording():
             return
-        with guard("the end of a span"):
-            if error is None:
-                _failure.told = 0
-            elif isinstance(error, Exception):
-                self._failed(span, error)
-            elif not isinstance(error, GeneratorExit):
+        try:
+            if failed(error):
+                self._fail(span, error)
+            elif error is not None and not isinstance(error, (GeneratorExit, StopIteration, StopAsyncIteration)):
                 span.set_attribute(names.ERROR_TYPE, type(error).__qualname__)
+        finally:
             span.end()
 
-    @staticmethod
-    def _failed(span: Span, error: Exception) -> None:
-        message = text(str(error))
+    def _fail(self, span: Span, error: Any) -> None:
         kind = type(error).__qualname__
+        message = _message(error)
         span.set_attribute(names.ERROR_TYPE, kind)
         span.set_status(Status(StatusCode.ERROR, f"{kind}: {message}" if message else kind))
-        if _failure.told == id(error):
+        if _is_told(error, self._since):
             return
-        _failure.told = id(error)
         import traceback
 
+        whole = "".join(traceback.format_exception(error))
+        if len(whole) > 2 * _LONGEST_TRACEBACK:
+            whole = f"{whole[:_LONGEST_TRACEBACK]}\n…\n{whole[-_LONGEST_TRACEBACK:]}"
         span.add_event(
             "exception",
             {
                 names.EXCEPTION_TYPE: kind,
                 names.EXCEPTION_MESSAGE: message,
-                names.EXCEPTION_STACKTRACE: text("".join(traceback.format_exception(error))),
+                names.EXCEPTION_STACKTRACE: text(whole),
             },
         )
 
 
-def _step_at(name: str) -> Key:
+_turns = itertools.count()
+_told: deque[tuple[int, int, tuple[int, int, int]]] = deque(maxlen=64)
+"""Exceptions that spans have recorded: when, which, and how far it had come. By number: to hold one is to hold all of
+its frames, and what is in them."""
+
+
+def _is_told(error: BaseException, since: int) -> bool:
+    """Whether a span inside the one that began at `since` has recorded this exception; if not, this one does.
+
+    Numbers of objects come again. What cannot come again without that span is the place in its own frame.
+    """
+    places = {place for turn, which, place in list(_told) if turn > since and which == id(error)}
+    entry = error.__traceback__
+    here = _place(entry)
+    while entry is not None and places:
+        if _place(entry) in places:
+            return True
+        entry = entry.tb_next
+    _told.append((next(_turns), id(error), here))
+    return False
+
+
+def _place(entry: TracebackType | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if entry is None else (id(entry), entry.tb_lasti, id(entry.tb_frame.f_code))
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return text(str(error)[:_LONGEST_MESSAGE])
+    except Exception:  # noqa: BLE001 - the program's own code
+        return "<it has no text>"
+
+
+def _step_at(name: str, spent: _Spent) -> Key:
     """The step that this thread is in: its recorder and number; a span that begins rounds closes the one before."""
     recorder = recorders.live()
     if recorder is None or not recorder.state:
-        if len(_openers) < _SPANS_A_STEP:
-            _openers.add(name)
+        if len(spent.openers) < _SPANS_A_STEP:
+            spent.openers.add(name)
         return None
     mine: Any = getattr(recorders.local, "recorder", None)
-    if recorder.state == DONE and name in _openers and mine is recorder:
+    if recorder.state == DONE and name in spent.openers and mine is recorder:
         mine.candidate()
     return recorder.ordinal, recorder.number
 
@@ -403,7 +617,11 @@ def span(name: str, /, **attributes: Any) -> SpanPart:
     At most 256 spans a step are kept, and where steps are fast, those of some steps; what is left out is counted in
     `otel_ml.left_out`. A span costs what OpenTelemetry's own costs; without a run, under half a microsecond.
     """
-    return SpanPart(name, attributes, _caller())
+    part = SpanPart()
+    part.given = name
+    part.attributes = attributes
+    part.scope = None if runtime.recording is None or runtime.compiling() else _caller()
+    return part
 
 
 class _Traced(Protocol):
@@ -415,11 +633,11 @@ class _Traced(Protocol):
 def traced(function: F, /) -> F: ...
 @overload
 def traced(
-    *, name: str | None = None, arguments: bool | Iterable[str] = False, attributes: dict[str, Any] | None = None
+    *, name: str | None = None, arguments: bool | Iterable[str] = False, attributes: Mapping[str, Any] | None = None
 ) -> _Traced: ...
 def traced(
     function: Any = None, /, *, name: str | None = None, arguments: bool | Iterable[str] = False,
-    attributes: dict[str, Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Any:  # fmt: skip
     """A span around each call of a function: `@otel_ml.traced`, or `@otel_ml.traced(arguments=["lr"])`.
 
@@ -429,8 +647,8 @@ def traced(
     Args:
         function: What is decorated.
         name: The span's name; unset, the function's `__qualname__`.
-        arguments: Names of arguments to record, or True for all: as `ml.argument.<name>`, arrays as dtype, shape and
-            device.
+        arguments: Names of arguments to record, or True for all: as `ml.argument.<name>`, defaults among them, arrays
+            as dtype, shape and device.
         attributes: More attributes, the same for each call.
 
     Raises:
@@ -444,46 +662,71 @@ def traced(
 
 
 def _trace(
-    function: Any, /, *, name: str | None, arguments: bool | Iterable[str], attributes: dict[str, Any] | None
+    function: Any, /, *, name: str | None, arguments: bool | Iterable[str], attributes: Mapping[str, Any] | None
 ) -> Any:
-    bare = getattr(function, "__func__", function)
+    bare = _bare(function)
     if not callable(bare):
         return around(function, _never)  # which says so
-    inner = inspect.unwrap(bare)
-    qualname = getattr(inner, "__qualname__", type(inner).__qualname__)
-    scope = getattr(inner, "__module__", None) or "__main__"
-    about = {**(attributes or {}), names.FUNCTION_NAME: f"{scope}.{qualname}"}
-    called = name or qualname
+    inner = _innermost(bare)
+    scope = _home(inner)
+    about = {**(attributes or {}), names.FUNCTION_NAME: f"{scope}.{inner.__qualname__}"}
+    called = name or inner.__qualname__
     wanted = _wanted(bare, arguments)
 
-    def make(_function: Any, args: Any, kwargs: Any) -> SpanPart:
-        if wanted is None:
-            return SpanPart(called, about, scope)
-        return SpanPart(called, {**about, **wanted(args, kwargs)}, scope)
+    def make(args: Any, kwargs: Any) -> SpanPart:
+        part = SpanPart()
+        part.given = called
+        part.attributes = about
+        part.scope = scope
+        if wanted is not None:
+            part.more = functools.partial(wanted, args, kwargs)
+        return part
 
     return around(function, make)
+
+
+def _bare(function: Any) -> Any:
+    """What a classmethod or a staticmethod holds."""
+    return function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
 
 
 def _wanted(function: Any, arguments: bool | Iterable[str]) -> Callable[[Any, Any], dict[str, Any]] | None:  # noqa: FBT001
     if arguments is False:
         return None
-    signature = inspect.signature(function)
-    chosen = None if arguments is True else frozenset(arguments)
-    missing = (chosen or frozenset()) - signature.parameters.keys()
-    if missing:
-        message = f"{function.__qualname__} has no argument {', '.join(sorted(missing))}"
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:
+        message = f"{function.__qualname__} does not tell what arguments it has: leave out `arguments=`"
+        raise TypeError(message) from error
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    if arguments is True:
+        chosen = frozenset(kinds) - {"self", "cls"}
+    else:
+        chosen = frozenset([arguments] if isinstance(arguments, str) else arguments)
+    missing = chosen - kinds.keys()
+    if missing and inspect.Parameter.VAR_KEYWORD not in kinds.values():
+        message = f"{_innermost(function).__qualname__} has no argument {', '.join(sorted(missing))}"
         raise TypeError(message)
 
     def read(args: Any, kwargs: Any) -> dict[str, Any]:
         try:
-            bound = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
         except TypeError:  # the call will say it better
             return {}
-        return {
-            f"{names.ARGUMENT}.{name}": attribute(name, value)
-            for name, value in bound.items()
-            if (name in chosen if chosen is not None else name not in ("self", "cls"))
-        }
+        try:
+            bound.apply_defaults()
+            given: dict[str, Any] = {}
+            for name, value in bound.arguments.items():
+                if kinds[name] is inspect.Parameter.VAR_KEYWORD:
+                    given.update({more: each for more, each in value.items() if more in chosen or name in chosen})
+                elif name in chosen and (kinds[name] is not inspect.Parameter.VAR_POSITIONAL or value):
+                    given[name] = value
+            return {
+                f"{names.ARGUMENT}.{name}": attribute(name, value) for name, value in given.items() if value is not None
+            }
+        except Exception:  # noqa: BLE001 - the arguments' own code
+            swallow("reading arguments")
+            return {}
 
     return read
 
@@ -503,19 +746,22 @@ def _caller() -> str:
 class TimedPart(Part):
     """A duration in a histogram."""
 
-    __slots__ = ("_name", "_start")
+    module = "block"
+    _start: int
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._start = 0
-
-    def again(self) -> TimedPart:
+    def again(self) -> Self:
         """A timing like this one."""
-        return TimedPart(self._name)
+        part = super().again()
+        part.module = self.module
+        return part
 
-    def entered(self) -> Self:
-        """Nothing of use."""
-        return self
+    def __call__(self, function: F, /) -> F:
+        """The function, each of whose calls is timed, under its own name if no other was given."""
+        if self.given is not None or not callable(_bare(function)):
+            return super().__call__(function)
+        named = TimedPart()
+        named.given = _innermost(_bare(function)).__qualname__
+        return named(function)
 
     def begin(self) -> None:
         """Look at the clock."""
@@ -525,7 +771,7 @@ class TimedPart(Part):
         """Record how long it was."""
         recorder = recorders.mine()
         recorder.apart = True
-        recorder.record(TIMED, self._start, now(), self._name)
+        recorder.record(TIMED, self._start, now(), (self.given or self.module)[:LONGEST_NAME])
         if runtime.recording is not None:
             runtime.recording.annotated()
 
@@ -537,11 +783,14 @@ def timed(name: str | None = None, /) -> TimedPart: ...
 def timed(function: Any = None, /) -> Any:
     """How long each call of a function, or a block, takes: `@otel_ml.timed`, or `with otel_ml.timed("augment"):`.
 
-    Every one is measured, by the host's clock, in the histogram `ml.function.duration` under the function's
-    `__qualname__` or the name given (at most 50, the rest as "other"); no span is made. About a microsecond a call.
+    Every one is measured, by the host's clock, in the histogram `ml.function.duration` under the name given, else the
+    function's `__qualname__`, a block's module (at most 50, the rest as "other"); no span is made. About a microsecond
+    a call.
     """
-    if function is None or isinstance(function, str):
-        return TimedPart(function or _caller())
-    bare = getattr(function, "__func__", function)
-    name = getattr(inspect.unwrap(bare) if callable(bare) else bare, "__qualname__", type(bare).__qualname__)
-    return around(function, lambda _function, _args, _kwargs: TimedPart(name))
+    if function is not None and not isinstance(function, str):
+        return TimedPart()(function)
+    part = TimedPart()
+    part.given = function
+    if function is None and runtime.recording is not None and not runtime.compiling():
+        part.module = _caller()
+    return part
