@@ -412,7 +412,7 @@ def test_a_checkpoint_of_any_kind(tmp_path: Path) -> None:
         (("ml.checkpoint.operation", "save"),), (("error.type", "OSError"), ("ml.checkpoint.operation", "save")),
     }  # fmt: skip
     with pytest.raises(ValueError, match="type operation='save' or operation='load'"):
-        otel_ml.checkpoint(path, operation="keep")
+        otel_ml.checkpoint(path, operation="keep")  # type: ignore[arg-type]
 
 
 def test_data_of_any_kind() -> None:
@@ -444,7 +444,7 @@ def test_requests(caplog: pytest.LogCaptureFixture) -> None:
             logger.info("inside")
             otel_ml.event("answered")
             with otel_ml.request() as inner:
-                assert inner.attributes[names.REQUEST_ID] == "abc-1"
+                assert inner.is_recording()
         logger.info("outside")
         with otel_ml.request(id="no good/"):
             otel_ml.event("minted")

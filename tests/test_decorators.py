@@ -1248,7 +1248,7 @@ def test_runs_inside_each_other() -> None:
 
 def test_requests() -> None:
     """A request's id is on its span and on all that is logged inside, also in its tasks; each use is a request."""
-    log = logging.getLogger("app")
+    log = logging.getLogger("decorated")
     log.setLevel(logging.INFO)
 
     @otel_ml.request()

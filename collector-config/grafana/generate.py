@@ -267,6 +267,7 @@ def training_run() -> dashboard.Dashboard:
         lines("Loss", "none", ask(f"ml_training_loss{{{RUN}}}", "{{ml_rank}} {{ml_optimizer}}"), floor=None, about="What the optimizer last descended, at each export. The exact curve is in the events ml.step and ml.steps."),
         lines("Gradient norm", "none", ask(f"ml_training_grad_norm{{{RUN}}}", "{{ml_rank}}"), about="Before clipping."),
         lines("Learning rate", "sci", ask(f"ml_training_learning_rate{{{RUN}}}", "{{ml_rank}} {{ml_optimizer}} {{ml_param_group}}")),
+        lines("Values that the program records", "short", ask(f"ml_training_scalar{{{RUN}}}", "{{ml_rank}} {{ml_split}} {{ml_scalar_name}}"), floor=None, about="What it hands to otel_ml.record(), and what a JAX step returns under a name, at each export."),
         lines("Steps that taught nothing", "short", ask(f'sum by (ml_rank, ml_outcome, ml_skip_reason) (ml_training_steps_total{{{RUN}, ml_outcome!="ok"}})', "{{ml_rank}} {{ml_outcome}} {{ml_skip_reason}}"),
               ask(f"sum by (ml_rank, ml_scalar_name) (ml_training_nonfinite_values_total{{{RUN}}})", "{{ml_rank}} {{ml_scalar_name}} not finite"), about="Skipped and failed steps, and values that were NaN or infinite, since the start."),
     )  # fmt: skip

@@ -222,7 +222,8 @@ class _Process:
 
     def discard(self) -> None:
         self._connection.close()
-        self._unfinished.unlink(missing_ok=True)
+        for name in (self._unfinished.name, f"{self._unfinished.name}-journal"):  # on a full disk SQLite leaves it
+            self._unfinished.with_name(name).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
 

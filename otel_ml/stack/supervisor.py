@@ -1,9 +1,9 @@
 """The process that keeps the programs of a stack alive, and takes them with it when it goes.
 
 Started by `otel-ml stack up` in a session of its own: `python -m otel_ml.stack.supervisor FOLDER`. It holds
-FOLDER/lock while it lives, writes FOLDER/state.json at each change, starts a program that ended again (after 1 s,
-then twice as long each time, 30 s at most) and ends them all at SIGTERM. Each program is told by the kernel when the
-supervisor dies (Linux), so that not even SIGKILL leaves an orphan.
+FOLDER/lock while it lives, writes FOLDER/state.json at each change (on a full disk, once it can), starts a program
+that ended again (after 1 s, then twice as long each time, 30 s at most) and ends them all at SIGTERM. Each program is
+told by the kernel when the supervisor dies (Linux), so that not even SIGKILL leaves an orphan.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Supervisor:
         self._kept = [_Kept(name) for name in NAMES]
         self._environment = plan.environment(os.environ)
         self._stopping = False
+        self._untold = False  # the state file is not what is
         self._die_with_us = _death_signal()
 
     def stop(self, *_: object) -> None:
@@ -84,7 +85,7 @@ class Supervisor:
         try:
             while not self._stopping:
                 changed = [self._look_after(kept) for kept in self._kept]
-                if any(changed):
+                if any(changed) or self._untold:
                     self._tell()
                 time.sleep(_LOOK_S)
         finally:
@@ -113,21 +114,28 @@ class Supervisor:
                     preexec_fn=self._die_with_us,  # noqa: PLW1509 - this process has one thread
                 )  # fmt: skip
         except OSError as error:
-            print(f"otel-ml: {kept.name} is not started: {error}", file=sys.stderr, flush=True)  # noqa: T201 - its log
+            _say(f"{kept.name} is not started: {error}")
             kept.due = time.monotonic() + _LONGEST_WAIT_S
         kept.started = time.monotonic()
         kept.restarts += 1
 
     def _tell(self) -> None:
+        """Write the state file; where the disk takes nothing, again at the next look, and the programs go on."""
         state = {
             "supervisor": {"pid": os.getpid(), "start": boot_and_start(os.getpid())},
             "programs": {kept.name: kept.told() for kept in self._kept},
         }
         path = self._plan.folder / STATE
         fresh = path.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(state, file)
-        fresh.replace(path)
+        try:
+            fresh.write_text(json.dumps(state), encoding="utf-8")
+            fresh.replace(path)
+        except OSError as error:
+            if not self._untold:
+                _say(f"{path} cannot be written: {error}")
+            self._untold = True
+        else:
+            self._untold = False
 
     def _end(self) -> None:
         """The Collector first: it hands on what it holds while the others still take it."""
@@ -143,6 +151,12 @@ class Supervisor:
                 kept.process.wait()
             kept.process = None
         self._tell()
+
+
+def _say(text: str) -> None:
+    """A line into our log, if it takes one."""
+    with contextlib.suppress(OSError):
+        print(f"otel-ml: {text}", file=sys.stderr, flush=True)  # noqa: T201 - its log
 
 
 def _wait(kept: _Kept, deadline: float) -> bool:

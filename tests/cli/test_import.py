@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -134,6 +136,51 @@ def test_what_cannot_be_imported_leaves_nothing(
     assert said in capsys.readouterr().err
     assert list((tmp_path / "runs").glob("*")) == []
     assert path.read_bytes() == before
+
+
+def finished(**totals: Any) -> str:
+    """One line with a run's last event, which tells these totals."""
+    told = {**RunTotals(run_id="run-1").to_dict(), **totals}
+    attributes = [{"key": "ml.run.totals", "value": {"stringValue": json.dumps(told)}}]
+    record = {"eventName": "ml.run.finished", "timeUnixNano": "1", "attributes": attributes}
+    resource = {"attributes": [{"key": "ml.run.id", "value": {"stringValue": "run-1"}}]}
+    return json.dumps({"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": [record]}]}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "folder", "said"),
+    [
+        (line() + "\n", "file/runs", "Not a directory"),
+        (line() + "\n" + finished(pid=1 << 70) + "\n", "runs", "too large to convert to SQLite INTEGER"),
+    ],
+    ids=["no folder", "no column takes it"],
+)
+def test_what_cannot_be_written_leaves_nothing(
+    text: str, folder: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a folder, or a column, has against it is told in one line, and nothing of a run is there."""
+    path = tmp_path / "foreign.jsonl"
+    path.write_text(text, encoding="utf-8")
+    (tmp_path / "file").touch()
+
+    assert main(["import", str(path), "--dir", str(tmp_path / folder)]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"otel-ml: {path}: nothing was imported: ")
+    assert said in told
+    assert list((tmp_path / "runs").glob("*")) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """Where the disk takes no more, that is told in one line, and nothing of a run is there."""
+    path = tmp_path / "foreign.jsonl"
+    path.write_text(f"{line(name='x' * 1_000_000)}\n" * 2, encoding="utf-8")
+    command = [sys.executable, "-m", "otel_ml", "import", str(path), "--dir", str(tmp_path / "runs")]
+    limited = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "-", *command]  # KiB that a file may have
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+
+    (told,) = done.stderr.splitlines()
+    assert (done.returncode, told.startswith(f"otel-ml: {path}: nothing was imported: ")) == (1, True)
+    assert list((tmp_path / "runs").glob("*")) == []
 
 
 def test_numbers_without_a_meaning_are_left_out(tmp_path: Path) -> None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_ml.stack.programs import NAMES
+from otel_ml.stack.programs import NAMES, PORTS, Plan, find
+from otel_ml.stack.supervisor import PLAN, STATE
 from tests.e2e.backends import backend
 from tests.e2e.launching import BIN, environment
-from tests.e2e.stack import otel_ml, soon
+from tests.e2e.stack import BINARIES, otel_ml, soon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-BINARIES = ("otelcol", "prometheus", "alertmanager", "jaeger", "loki")
 
 
 @pytest.fixture
@@ -67,6 +70,8 @@ def test_up_and_down(folder: Path) -> None:
     assert [line.split("\t")[0] for line in lines] == ["prometheus"]
     assert oct(folder.stat().st_mode & 0o777) == "0o700"
 
+    with urllib.request.urlopen(f"{told['jaeger']['url']}/api/services", timeout=30) as answer:
+        assert answer.status == 200  # what a backend does when it was asked must not delay its end
     running = pids(folder)
     assert all(map(lives, running))
     down = otel_ml("stack", "down", *where)
@@ -153,6 +158,67 @@ def test_refusals(words: list[str], env: dict[str, str], said: str, folder: Path
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert not folder.exists()
+
+
+@pytest.fixture
+def sleepers(tmp_path: Path) -> Path:
+    """A folder of programs by the backends' names, which are never ready and do nothing."""
+    folder = tmp_path / "sleepers"
+    folder.mkdir()
+    for name in BINARIES:
+        (folder / name).write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_private(sleepers: Path, tmp_path: Path) -> None:
+    """Whatever the modes of the folder and of its secrets were, `up` makes them its user's alone."""
+    folder = tmp_path / "stack"
+    for path in (folder, folder / "secrets"):
+        path.mkdir()
+        path.chmod(0o755)
+    up = ("stack", "up", "--free-ports", "--timeout", "0", "--dir", str(folder))
+    done = otel_ml(*up, OTEL_ML_BACKENDS=str(sleepers))
+    assert (done.returncode, "is not ready after 0 s" in done.stderr) == (1, True)
+    assert {oct(path.stat().st_mode & 0o777) for path in (folder, folder / "secrets")} == {"0o700"}
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process has started and that live."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stat = path.read_text(encoding="ascii", errors="replace")
+            state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
+            if int(parent) == pid and state not in "ZX":
+                found.add(int(path.parent.name))
+    return found
+
+
+def test_full_disk(sleepers: Path, tmp_path: Path) -> None:
+    """While no file takes a byte, the supervisor keeps its programs; later it tells of them, and it ends in order."""
+    folder = tmp_path / "stack"
+    (folder / "logs").mkdir(parents=True)
+    plan = Plan(folder, "127.0.0.1", PORTS, find(sleepers, ""))
+    (folder / PLAN).write_text(json.dumps(plan.to_json()), encoding="utf-8")
+    command = [sys.executable, "-m", "otel_ml.stack.supervisor", str(folder)]
+    log = (folder / "logs" / "supervisor.log").open("wb")
+    with log, subprocess.Popen(command, stdout=log, stderr=log) as supervisor:
+        try:
+            assert soon((folder / STATE).exists)
+            _, before, *_ = pids(folder)
+            resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            os.kill(before, signal.SIGKILL)
+            assert soon(lambda: before not in children(supervisor.pid) and len(children(supervisor.pid)) == len(NAMES))
+            assert pids(folder)[1] == before
+            resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert soon(lambda: set(pids(folder)[1:]) == children(supervisor.pid))
+            running = children(supervisor.pid)
+            resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        finally:
+            supervisor.terminate()
+        assert supervisor.wait(60) == 0
+    assert [pid for pid in running if lives(pid)] == []
 
 
 @pytest.mark.slow

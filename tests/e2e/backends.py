@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 PATIENCE_S = 60
 
 
+def located(name: str) -> str | None:
+    """Where this backend's program is."""
+    folders = [os.environ.get("OTEL_ML_BACKENDS", ""), os.environ.get("PATH", "")]
+    return shutil.which(name, path=os.pathsep.join(filter(None, folders)))
+
+
 def backend(name: str) -> str:
     """Where this backend's program is; the test is skipped where there is none."""
-    folders = [os.environ.get("OTEL_ML_BACKENDS", ""), os.environ.get("PATH", "")]
-    found = shutil.which(name, path=os.pathsep.join(filter(None, folders)))
+    found = located(name)
     if found is None:
         pytest.skip(f"needs {name}, in the folder that OTEL_ML_BACKENDS names or on PATH; see CONTRIBUTING.md")
     return found

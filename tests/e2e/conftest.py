@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.stack import running_stack, sooner
+from tests.e2e.backends import located
+from tests.e2e.examples import Examples
+from tests.e2e.stack import BINARIES, running_stack, sooner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,3 +29,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     with running_stack(folder / "data", sooner(folder / "config")) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def examples(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """The examples' runs; they are sent to the stack where its programs are there."""
+    endpoint: str | None = request.getfixturevalue("stack").endpoint if all(map(located, BINARIES)) else None
+    return Examples(tmp_path_factory.mktemp("examples"), endpoint)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+BINARIES = ("otelcol", "prometheus", "alertmanager", "jaeger", "loki")
+
 # What ships is for hours and days; the tests wait for seconds.
 _SOONER = {
     "prometheus/prometheus.yaml": {
@@ -188,7 +190,7 @@ def soon(answer: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
 @contextmanager
 def running_stack(folder: Path, config: Path) -> Iterator[Stack]:
     """A stack on free ports, with this configuration; ended on the way out, and nothing of it left."""
-    for name in ("otelcol", "prometheus", "alertmanager", "jaeger", "loki"):
+    for name in BINARIES:
         backend(name)
     where = ("--dir", str(folder))
     try:

@@ -20,7 +20,7 @@ TROUBLES = Path(__file__).resolve().parent.parent.parent / "examples" / "trouble
 
 # What ships lets an alert stand for ten minutes and a message wait for fifteen seconds.
 HASTE = {
-    "prometheus/rules/recording.yaml": {"[10m]": "[15s]", "offset 10m": "offset 15s"},
+    "prometheus/rules/recording.yaml": {"[10m]": "[8s]", "offset 10m": "offset 8s"},
     "alertmanager/alertmanager.yaml": {"group_wait: 15s": "group_wait: 1s", "group_interval: 2m": "group_interval: 2s"},
 }
 
@@ -75,7 +75,7 @@ def test_slack(slack: tuple[str, list[dict[str, Any]]], tmp_path: Path) -> None:
             "OTEL_ML_RUN_NAME": "tiny",
             "OTEL_EXPORTER_OTLP_ENDPOINT": stack.endpoint,
         }
-        ended = launch(RUN, TROUBLES, "nan", cwd=tmp_path, timeout=120, **variables)
+        ended = launch(RUN, TROUBLES, "nan", "--steps=60", cwd=tmp_path, timeout=120, **variables)
         assert ended.code == 0, ended.stderr
         soon(lambda: of(messages, "LossNonFinite"))
         told = of(messages, "LossNonFinite")[0]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from otel_ml.stack.programs import shipped
 from tests.e2e.backends import backend, ports, started, until
 from tests.e2e.launching import BIN, RUN, launch, recorded
+
+if TYPE_CHECKING:
+    from otel_ml.store.reader import SpanRow
 
 DDP = Path(__file__).parent.parent / "faults" / "programs" / "ddp.py"
 RUN_TRACES = {"ml.run", "ml.evaluation", "ml.compile", "ml.checkpoint"}  # roots that are always kept
@@ -63,7 +68,7 @@ def test_two_tiers(tmp_path: Path) -> None:
     http, *rest = ports(5)
     gateways = [tmp_path / "first", tmp_path / "second"]
     at = dict(zip(gateways, (rest[:2], rest[2:]), strict=True))
-    shared = {"OTELCOL_KEEP_PERCENT": "40", "OTELCOL_DECISION_WAIT": "8s", "OTELCOL_SLOW_MS": "600000"}
+    shared = {"OTELCOL_KEEP_PERCENT": "40", "OTELCOL_DECISION_WAIT": "5s", "OTELCOL_SLOW_MS": "600000"}
     with ExitStack() as running:
         for folder, (grpc, other) in at.items():
             command = laid(folder, "gateway.yaml", FILES)
@@ -78,21 +83,24 @@ def test_two_tiers(tmp_path: Path) -> None:
                 OTELCOL_HTTP_PORT=http, OTELCOL_GRPC_PORT=ports(1)[0], **variables,
             )
         )  # fmt: skip
-        sent: dict[str, list[str]] = {}
-        unusual: set[str] = set()
-        for program, launcher in (
-            ("checkpoint.py", RUN),
-            (DDP, (*RUN, str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2")),
-        ):
+
+        def spans_sent(program: str | Path, launcher: tuple[str, ...]) -> list[SpanRow]:
             runs = tmp_path / f"runs-{Path(program).stem}"
-            environ = {"OTEL_ML_DIR": str(runs), "OTEL_ML_RUN_ID": f"tiers-{Path(program).stem}"}
-            ended = launch(
-                launcher, program, cwd=tmp_path, timeout=120,
-                **{**environ, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{http}"},
-            )  # fmt: skip
+            environ = {
+                "OTEL_ML_DIR": str(runs), "OTEL_ML_RUN_ID": f"tiers-{Path(program).stem}",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{http}",
+                "OTEL_BSP_SCHEDULE_DELAY": "200",  # so that both ranks' part of a trace comes before it is decided on
+            }  # fmt: skip
+            ended = launch(launcher, program, cwd=tmp_path, timeout=120, **environ)
             assert ended.code == 0, ended.stderr
-            for span in recorded(runs).spans():
-                sent.setdefault(span.trace_id, []).append(span.name)
+            return list(recorded(runs).spans())
+
+        torchrun = (*RUN, str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2")
+        sent: dict[str, list[str]] = {}
+        with ThreadPoolExecutor() as pool:
+            both = list(pool.map(spans_sent, ("checkpoint.py", DDP), (RUN, torchrun)))
+        for span in itertools.chain(*both):
+            sent.setdefault(span.trace_id, []).append(span.name)
         sent = {trace_id: sorted(names) for trace_id, names in sent.items()}
         unusual = {trace_id for trace_id, names in sent.items() if RUN_TRACES & set(names)}
         until(lambda: all(t in {**spans_of(gateways[0]), **spans_of(gateways[1])} for t in unusual), process, log)

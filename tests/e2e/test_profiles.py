@@ -48,6 +48,33 @@ def test_named_steps(program: str, pattern: str, tmp_path: Path) -> None:
     assert list(runs.iterdir()) == []
 
 
+ASKED = """
+import otel_ml, torch
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for number in range(8):
+    if number == 3:
+        otel_ml.profile(steps=2)
+    with otel_ml.step() if number % 2 else otel_ml.phase("odd"):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).mean().backward()
+        optimizer.step()
+"""
+
+
+def test_asked_for(tmp_path: Path) -> None:
+    """`profile(steps=2)` has the next two steps captured, whoever says what a step is, and their spans say where."""
+    runs = tmp_path / "runs"
+    program = tmp_path / "asked.py"
+    program.write_text(ASKED, encoding="utf-8")
+    ours = launch(RUN, program, cwd=tmp_path, OTEL_ML_DIR=str(runs))
+    assert ours.code == 0, ours.stderr
+    (trace,) = find_run(runs, None).path.glob("profiles/*/trace-*.json")
+    spans = [span.attributes for span in recorded(runs).spans(name="ml.step")]
+    profiled = {s["ml.step.number"]: s["ml.profile.path"] for s in spans if "ml.profile.path" in s}
+    assert profiled == dict.fromkeys((4, 5), str(trace.parent))
+
+
 def test_signal(tmp_path: Path) -> None:
     """The signal named in OTEL_ML_PROFILE_SIGNAL has the next steps captured; without it, no handler is there."""
     runs = tmp_path / "runs"

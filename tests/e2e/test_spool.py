@@ -54,7 +54,7 @@ class Far:
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.grpc if protocol == 'grpc' else self.http}",
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
             "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
-            "OTEL_METRIC_EXPORT_INTERVAL": "500",
+            "OTEL_METRIC_EXPORT_INTERVAL": "300",
         }
 
     def received(self) -> Received:
@@ -174,7 +174,7 @@ def test_collector_is_killed_and_comes_back(protocol: str, tmp_path: Path) -> No
         program.until("MADE")
         wait_until(runs, steps=2 * STEPS - 1)
         once(lambda: spans_and_logs(far.received()) != spans_and_logs_here(runs), "what has not arrived")
-        once(lambda: len(curve(recorded(runs).points("ml.training.steps"))) > 4, "metrics of the time without it")
+        once(lambda: len(curve(recorded(runs).points("ml.training.steps"))) > 6, "metrics of the time without it")
         with far.started():
             program.say(str(STEPS))
             program.until("MADE")
@@ -191,7 +191,7 @@ def test_collector_is_killed_and_comes_back(protocol: str, tmp_path: Path) -> No
     assert set(spans_and_logs(received)[0].values()) == {1}
     assert received.totals("ml.training.steps") == {"ml.outcome=ok": steps_here(runs)} == {"ml.outcome=ok": 3 * STEPS}
     kept, came = recorded(runs).points("ml.training.steps"), received.points
-    assert len(curve(kept) & curve(came)) >= 4
+    assert len(curve(kept) & curve(came)) >= 4  # what the exporter sends when it is back stands for the last ones
 
 
 def test_replay_after_the_end(tmp_path: Path) -> None:

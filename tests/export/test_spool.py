@@ -244,6 +244,63 @@ def test_a_running_process_sends_what_its_exporter_gave_up(tmp_path: Path) -> No
     assert undelivered(program.writer.path).left["spans"] == 0
 
 
+class Asked(dict[str, str]):
+    """Variables that count how often one of them is looked for."""
+
+    times = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.times += key == "OTEL_EXPORTER_OTLP_CERTIFICATE"
+        return super().get(key, default)
+
+
+def test_a_setting_that_cannot_be_is_told_once_and_costs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often the spool tries, a certificate that is not there is told once, and all is kept for a replay."""
+    program = Program(tmp_path)
+    ledger = program.writer.ledger = Ledger(["spans"])
+    missing = tmp_path / "missing.pem"
+    variables = Asked(
+        OTEL_EXPORTER_OTLP_ENDPOINT="https://127.0.0.1:9", OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+        OTEL_EXPORTER_OTLP_CERTIFICATE=str(missing),
+    )  # fmt: skip
+    spool = Spool(program.writer, variables)
+    made = [program.tracer.start_span(f"s{number}") for number in range(3)]
+    for span in made:
+        span.end()
+    program.spans.force_flush()
+    ids = [(span.get_span_context().trace_id, span.get_span_context().span_id) for span in made]
+    ledger.told("spans", ids, arrived=False)
+    wait_for(lambda: variables.times >= 2)
+    spool.stop()
+    for thread in threading.enumerate():
+        if thread.name == "otel-ml-spool":
+            thread.join()
+    program.end()
+
+    told = (
+        f"{missing} cannot be read (No such file or directory); it is named by OTEL_EXPORTER_OTLP_*CERTIFICATE or _KEY"
+    )
+    assert [record.getMessage() for record in caplog.records] == [f"otel-ml: spans cannot be sent again: {told}."]
+    assert program.writer.path is not None
+    with Far() as far:
+        sent_to(far, program.writer.path)
+    assert far.spans() == ["s0", "s1", "s2"]
+
+
+def test_a_timeout_that_is_no_number_is_none(tmp_path: Path) -> None:
+    """What waits is sent as if no timeout were set."""
+    path = recorded(tmp_path)
+    with Far() as far:
+        found = ways({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, far.endpoint)
+        report = replay(path, found)
+        for way in found.values():
+            way.close()
+
+    assert (report.sent, report.trouble) == (ALL, "")
+
+
 def test_what_was_given_up_before_it_was_written_is_sent_too(tmp_path: Path) -> None:
     """Records that the store held back until the first step, while their export failed, are sent by and by."""
     with Far() as far:
