@@ -311,7 +311,6 @@ def known(function: Any) -> dict[str, Any]:
     tests = ("iscoroutinefunction", "isgeneratorfunction", "isasyncgenfunction", "isfunction", "isroutine")
     return {
         **{test: getattr(inspect, test)(function) for test in tests},
-        "asyncio": asyncio.iscoroutinefunction(function),
         "awaitable": bool(function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE),
         "signature": inspect.signature(function),
         "doc": inspect.getdoc(function),
