@@ -266,8 +266,9 @@ def _coroutine(function: Any, make: Any) -> Any:
 
 def _generator(function: Any, make: Any) -> Any:
     # What is current is so only while the generator's own body runs, and nothing that passes through is held
-    # meanwhile: neither an item while the consumer has it, nor an exception. `yield from` would close the body where
-    # a GeneratorExit is thrown at it.
+    # meanwhile: neither an item while the consumer has it, nor an exception. `yield from` closes the body itself
+    # where a GeneratorExit arrives, so that what the body makes of it is lost: it is for where nothing is recorded
+    # and the cost of an item counts.
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)
         part = None if runtime.recording is None or runtime.compiling() else make(args, kwargs)
