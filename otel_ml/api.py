@@ -36,9 +36,10 @@ from otel_ml.core.recorder import (
     STEP_BEGIN,
     STEP_END,
 )
-from otel_ml.decorators import LONGEST_NAME, Part, SpanPart, failed, own, put_back
+from otel_ml.decorators import LONGEST_NAME, SpanPart, own
 from otel_ml.errors import guard, swallow
 from otel_ml.fields import attributes as cleaned
+from otel_ml.parts import Part, failed, put_back
 from otel_ml.redact import text
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def record(
         step: The step it is of, where that is not the current one.
         split: What it is of (`train`, `validation`, …); unset, that of the `evaluation()` around it.
 
-    About a microsecond a value.
+    Some microseconds a value.
     """
     if runtime.recording is None or runtime.compiling():
         return
