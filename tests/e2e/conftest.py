@@ -23,15 +23,15 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plain")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The real stack, started once for all tests that ask it, by the shipped configurations."""
+    """The real stack, started once for all tests of this folder that ask it, by the shipped configurations."""
     folder = tmp_path_factory.mktemp("stack")
     with running_stack(folder / "data", sooner(folder / "config")) as stack:
         yield stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def examples(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Examples:
     """The examples' runs; they are sent to the stack where its programs are there."""
     endpoint: str | None = request.getfixturevalue("stack").endpoint if all(map(located, BINARIES)) else None

@@ -61,7 +61,10 @@ class Examples:
             program, words = RUNS[name]
             folder = self._folder / name
             folder.mkdir()
-            sent = {} if self._endpoint is None else {"OTEL_EXPORTER_OTLP_ENDPOINT": self._endpoint}
+            # Every second: a run of seconds is to have rates, too.
+            sent = {} if self._endpoint is None else {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": self._endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+            }  # fmt: skip
             variables = {"OTEL_ML_DIR": str(folder / "runs"), "OTEL_ML_RUN_ID": name, "OTEL_SERVICE_NAME": name, **sent}
             ended = launch(RUN, program, *words, cwd=folder, timeout=300, **variables)
             self._made[name] = Example(ended, folder / "runs")
