@@ -1644,6 +1644,7 @@ def test_an_error_of_ours_stays_ours(monkeypatch: pytest.MonkeyPatch, caplog: py
             raise mine
         assert (caught.value, current()) == (mine, None)
         assert errors.swallowed.counts == {"the begin of a part": 5, "reading arguments": 1}
+        monkeypatch.undo()  # before the block puts back what was before it
     assert [s["name"] for s in own(seen)] == ["a_function"]
     assert [r.message for r in caplog.records] == [
         "otel-ml: error in the begin of a part; the program is not affected",
