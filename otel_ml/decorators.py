@@ -324,7 +324,7 @@ def span(name: str, /, **attributes: Any) -> SpanPart:
 
     At most 256 spans a step are kept, and where steps are fast, those of some steps; what is left out is counted in
     `otel_ml.left_out`. A span costs some third more than OpenTelemetry's own, one that is left out a tenth of it;
-    without a run, a block or a call is left within half a microsecond.
+    without a run, a block or a call is left within a microsecond.
     """
     part = SpanPart()
     part.given = name
