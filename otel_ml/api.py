@@ -2,7 +2,7 @@
 
 All of it lands in the run that is recorded, in the step in which it is said. What is said
 here comes before what is inferred. Nothing here raises into the program or waits; without
-a run, each call is left within a microsecond.
+a run, each call is left within half a microsecond (`python -m tests.bench.api`).
 """
 
 from __future__ import annotations

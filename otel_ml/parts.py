@@ -1,7 +1,7 @@
 """A part of the program, between a begin and an end: a block's `with`, or any kind of function's decorator.
 
 Also an asynchronous block's, and a decorator of coroutines, generators and asynchronous
-generators; of a generator it lasts as long as the iteration. Nothing is done, and less than
+generators; of a generator it lasts as long as the iteration. Nothing is done, and less than half
 a microsecond spent, where nothing is recorded.
 """
 
