@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
     from otel_ml.store.outbox import Batch
 
-__all__ = ["MOST_LINE", "line_of", "requests_in"]
+__all__ = ["MOST_LINE", "documents", "line_of", "requests_in"]
 
 MOST_LINE = 32 << 20  # bytes
 
 _IDS = frozenset({"traceId", "spanId", "parentSpanId"})
 _KEYS = {"resourceSpans": "spans", "resourceLogs": "logs", "resourceMetrics": "points"}
 _SHOWN = 60
+_DECODER = json.JSONDecoder()
 
 
 def line_of(batch: Batch) -> bytes:
@@ -55,10 +56,11 @@ def requests_in(file: BinaryIO, name: str, *, most_bytes: int, say: Callable[[st
         if taken > most_bytes:
             message = f"{name} holds more than {most_bytes / 1e6:,.0f} MB; type --max-mb to take more"
             raise CommandError(message)
-        if not line.strip():
-            continue
         try:
-            found = _parsed(line)
+            for document in documents(line.decode()):
+                found = _parsed(document)
+                if found is not None:
+                    yield found
         except (ValueError, RecursionError, ParseError) as error:
             if not line.endswith(b"\n"):
                 say(f"{where} has no end: who wrote it was stopped. It is left out")
@@ -70,12 +72,21 @@ def requests_in(file: BinaryIO, name: str, *, most_bytes: int, say: Callable[[st
                 "resourceMetrics or resourceLogs, as `otel-ml export` and the Collector's file exporter write it"
             )
             raise CommandError(message) from None
-        if found is not None:
-            yield found
 
 
-def _parsed(line: bytes) -> tuple[str, Any] | None:
-    document = json.loads(line)
+def documents(line: str) -> Iterator[Any]:
+    """What the line holds: one, or more where a Collector was killed between a request and its line's end.
+
+    Raises:
+        ValueError: something else is on it.
+    """
+    while line := line.lstrip():
+        document, end = _DECODER.raw_decode(line)
+        yield document
+        line = line[end:]
+
+
+def _parsed(document: Any) -> tuple[str, Any] | None:
     if not isinstance(document, dict):
         message = f"a {type(document).__name__}"
         raise ValueError(message)  # noqa: TRY004 - the file's fault, not the caller's

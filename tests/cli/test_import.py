@@ -215,6 +215,16 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, capsys: pytest.Capt
     assert len(RunReader(find_run(tmp_path / "runs", "run-1")).spans()) == 1
 
 
+def test_requests_on_one_line_are_all_taken(tmp_path: Path) -> None:
+    """A Collector that was killed between a request and its line's end goes on in the same line."""
+    path = tmp_path / "foreign.jsonl"
+    path.write_text(f"{line()}{line(spanId='0000000000000002')} {line(spanId='0000000000000003')}\n", encoding="utf-8")
+
+    assert main(["import", str(path)]) == 0
+    found = [span.span_id for span in RunReader(find_run(tmp_path / "runs", "run-1")).spans()]
+    assert sorted(found) == [SPAN["spanId"], "0000000000000002", "0000000000000003"]
+
+
 def test_records_that_came_late_are_put_in_their_place(tmp_path: Path) -> None:
     """The newest point of a counter is the newest by its time, in whatever order the endpoint was sent them."""
 

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from otel_ml.export.jsonlines import documents
 from tests.e2e.backends import backend, ports, started, until
 from tests.e2e.launching import INSTRUMENT, PROGRAMS, RUN, environment, launch
 from tests.e2e.receivers import Received, nested, orphans, steps_of_logs
@@ -56,7 +57,8 @@ def parsed(folder: Path) -> Received:
     }
     for signal, message in messages.items():
         for line in (folder / f"{signal}.jsonl").read_text(encoding="utf-8").splitlines():
-            received.take(signal, ParseDict(_base64_ids(json.loads(line)), message()), {})
+            for document in documents(line):
+                received.take(signal, ParseDict(_base64_ids(document), message()), {})
     return received
 
 
