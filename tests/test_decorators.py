@@ -493,6 +493,11 @@ SCRIPTS: list[list[Any]] = [
 ]
 
 
+def called(value: object) -> str:
+    """A case's part in the test's name."""
+    return value.__name__ if inspect.isfunction(value) else str(value)
+
+
 def cases(*bodies: Any) -> Iterator[tuple[Any, list[Any], bool]]:
     """Each way to drive each, recorded and not."""
     for body in bodies:
@@ -526,7 +531,7 @@ def drive(body: Any, script: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "script", "recorded"), [*cases(conversation, stubborn, obedient, failing, stopping)], ids=str
+    ("body", "script", "recorded"), [*cases(conversation, stubborn, obedient, failing, stopping)], ids=called
 )
 def test_a_generator_does_what_it_did(body: Any, script: list[Any], recorded: bool) -> None:
     """`send`, `throw`, `close`, what is returned and what is raised pass through a decorated generator unchanged."""
@@ -584,7 +589,9 @@ def drive_later(body: Any, script: list[Any]) -> list[Any]:
     return log
 
 
-@pytest.mark.parametrize(("body", "script", "recorded"), [*cases(conversation, stubborn, obedient, failing)], ids=str)
+@pytest.mark.parametrize(
+    ("body", "script", "recorded"), [*cases(conversation, stubborn, obedient, failing)], ids=called
+)
 def test_an_async_generator_does_what_it_did(body: Any, script: list[Any], recorded: bool) -> None:
     """`asend`, `athrow`, `aclose` and what is raised pass through a decorated asynchronous generator unchanged."""
     body = asynchronous(body)
