@@ -327,9 +327,12 @@ class _Columns:
 
     def _scalars(self, block: Block, j: int) -> None:
         """What a compiled function gave back in each step, as far as it was looked at."""
-        given = [b.scalars if isinstance(b, Values) else None for b in self.b(j)]
-        for name in dict.fromkeys(name for one in given if one is not None for name in one):
-            column = [None if one is None else one.get(name) for one in given]
+        given = self.b(j)
+        looked_at = [(n, b.scalars) for n, b in enumerate(given) if type(b) is Values]
+        for name in dict.fromkeys(name for _, values in looked_at for name in values):
+            column: list[float | None] = [None] * len(given)
+            for n, values in looked_at:
+                column[n] = values.get(name)
             if name == LOSS:
                 block.losses[self.a(j)[0]] = column
             elif name == GRAD_NORM:
@@ -339,8 +342,7 @@ class _Columns:
 
     def _sizes(self, block: Block, j: int) -> bool:
         """Samples and tokens of a compiled function's calls; False where some tell and others do not."""
-        sizes = [unpack(packed_of(b)) for b in self.b(j)]
-        rows, words = [rows for rows, _ in sizes], [words for _, words in sizes]
+        rows, words = _unpacked([b if type(b) is int else packed_of(b) for b in self.b(j)])
         if (min(rows) > 0) != (max(rows) > 0) or (min(words) > 0) != (max(words) > 0):
             return False
         for name, column in (("samples", rows), ("tokens", words)):
@@ -353,18 +355,22 @@ class _Columns:
         if block._roots != 1 or len(forwards) != block.micro_batches:  # noqa: SLF001 - its own kind
             return True
         for j in forwards:
-            sizes = self.b(j)
-            packed = (
-                [unpack(sizes[0])] * len(sizes) if sizes.count(sizes[0]) == len(sizes) else list(map(unpack, sizes))
-            )
-            rows = [p[0] for p in packed]
-            words = [p[1] for p in packed]
+            rows, words = _unpacked(self.b(j))
             if min(rows) <= 0 or (min(words) == 0) != (max(words) == 0):
                 return max(rows) <= 0 and len(forwards) == 1
             block.samples = rows if block.samples is None else list(map(add, block.samples, rows))
             if words[0]:
                 block.tokens = words if block.tokens is None else list(map(add, block.tokens, words))
         return True
+
+
+def _unpacked(packed: list[int]) -> tuple[list[int], list[int]]:
+    """Samples and tokens, a column each."""
+    if packed.count(packed[0]) == len(packed):
+        rows, words = unpack(packed[0])
+        return [rows] * len(packed), [words] * len(packed)
+    both = list(map(unpack, packed))
+    return [rows for rows, _ in both], [words for _, words in both]
 
 
 def _over(known: list[float | None] | None, later: list[float | None]) -> list[float | None]:
