@@ -13,8 +13,8 @@ from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from otel_ml.pipeline.findings import Call, Evaluation, Rare, Step
     from otel_ml.pipeline.steady import Block
-    from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 
 __all__ = ["Aggregate", "memory_peak"]
 

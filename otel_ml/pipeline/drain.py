@@ -18,8 +18,9 @@ from otel_ml.core.deferred import Deferred
 from otel_ml.core.pace import LEISURE, Pace
 from otel_ml.core.recorder import APART, BUILD, WIDTH
 from otel_ml.errors import guard, swallow
+from otel_ml.pipeline.findings import Call, Rare, Step
 from otel_ml.pipeline.steady import Steady
-from otel_ml.pipeline.steps import Call, Rare, Step, Tracker
+from otel_ml.pipeline.steps import Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from otel_ml.core.clock import Anchor
     from otel_ml.core.identity import Identity
     from otel_ml.core.recorder import Recorder
+    from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Rare, Step
     from otel_ml.pipeline.steady import Block
-    from otel_ml.pipeline.steps import Call, Epoch, Evaluation, Rare, Step
 
 __all__ = ["LiveStep", "Marker", "Spans"]
 

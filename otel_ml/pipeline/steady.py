@@ -20,14 +20,14 @@ from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
-from otel_ml.pipeline.steps import (
+from otel_ml.pipeline.findings import Item
+from otel_ml.pipeline.layout import (
     BACKWARD,
     FORWARD,
     GRAD_NORM,
     LOSS,
     PHASE,
     RESIDUAL,
-    Item,
     build,
     framework_of,
     number_of,
@@ -36,7 +36,8 @@ from otel_ml.pipeline.steps import (
 )
 
 if TYPE_CHECKING:
-    from otel_ml.pipeline.steps import Step, Tracker
+    from otel_ml.pipeline.findings import Step
+    from otel_ml.pipeline.steps import Tracker
 
 __all__ = ["Block", "Steady"]
 

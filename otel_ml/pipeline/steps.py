@@ -21,161 +21,31 @@ framework: `tests/pipeline/test_steps.py` holds a table for every rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
-from otel_ml.core.deferred import Values
+from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Item, Point, Rare
+from otel_ml.pipeline.layout import TURNS, build, compiling, number_of, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from otel_ml.pipeline.findings import Output
 
-__all__ = [
-    "Call", "Epoch", "Evaluation", "Item", "Point", "Rare", "Step", "Tracker", "build", "framework_of", "number_of",
-    "packed_of", "unpack",
-]  # fmt: skip
+__all__ = ["Tracker"]
 
-DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, COMPILE, CHECKPOINT, HOST, WAIT = (
-    "data_wait", "forward", "backward", "optimizer", "compile", "checkpoint", "host", "wait",
-)  # fmt: skip
-RESIDUAL = "residual"
-
-PHASE = {
-    r.FETCH: DATA_WAIT,
-    r.FETCH_END: DATA_WAIT,
-    r.FORWARD: FORWARD,
-    r.FORWARD_NOGRAD: FORWARD,
-    r.BACKWARD: BACKWARD,
-    r.ZERO_GRAD: OPTIMIZER,
-    r.STEP: OPTIMIZER,
-    r.SCALER: OPTIMIZER,
-    r.CLIP: OPTIMIZER,
-    r.OPTIMIZER_WORK: OPTIMIZER,
-    r.COMPILE: COMPILE,
-    r.CHECKPOINT: CHECKPOINT,
-    r.DEVICE_TRAIN: HOST,
-    r.DEVICE_GRAD: HOST,
-    r.DEVICE_UPDATE: HOST,
-    r.DEVICE_CALL: HOST,
-    r.DEVICE_WAIT: WAIT,
-}
-DEVICE_TURNS = frozenset({r.DEVICE_TRAIN, r.DEVICE_UPDATE})
-DEVICE_LEARNS = frozenset({r.DEVICE_TRAIN, r.DEVICE_GRAD})
 _BACKWARDS = frozenset({r.BACKWARD, r.DEVICE_GRAD})
-_TURNS = frozenset({r.STEP, r.SCALER}) | DEVICE_TURNS
-_OPENERS = frozenset({r.FETCH, r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS | _TURNS
+_OPENERS = frozenset({r.FETCH, r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS | TURNS
 _CANDIDATES = frozenset({r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS
 _CALLS = frozenset({r.FORWARD, r.FORWARD_NOGRAD, r.DEVICE_CALL})
 _SAID = frozenset({
     r.STEP_BEGIN, r.STEP_END, r.EVALUATION_BEGIN, r.EVALUATION_END, r.EPOCH_BEGIN, r.EPOCH_END, r.MARK, r.SCALAR,
 })  # fmt: skip
-_ANYBODYS = frozenset({r.FETCH, r.FETCH_END, r.CHECKPOINT})
 # Events whose `a` says which object.
-_WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.DEVICE_GRAD, r.DEVICE_CALL}) | _TURNS
-_NESTED_KEEP = frozenset({r.COMPILE, r.CHECKPOINT, r.CLIP, r.DEVICE_WAIT})
-LOSS, GRAD_NORM = "loss", "grad_norm"  # the scalars that have a place of their own
+_WHICH = frozenset({r.FORWARD, r.ZERO_GRAD, r.DEVICE_GRAD, r.DEVICE_CALL}) | TURNS
 _NEVER = 1 << 62
-_TOKENS_SHIFT = 32
 _UNTRAINED = 16  # forwards with grad that wait for a first backward
 _PENDING = 256  # events without a turn, at which evaluations among them are looked for
-_MASK = (1 << _TOKENS_SHIFT) - 1
 _MARKS = 4096  # phases and values that wait for their step to end
-
-
-class Item(NamedTuple):
-    """One top-level event of a step, with what was inside it."""
-
-    code: int
-    start: int
-    end: int
-    a: Any
-    b: Any
-    inside: tuple[Item, ...] = ()
-
-
-class Rare(NamedTuple):
-    """A compile or a checkpoint, wherever it happened: passed on with the step it was in, if any."""
-
-    code: int
-    start: int
-    end: int
-    payload: dict[str, Any]
-    step: int | None
-
-
-@dataclass
-class Step:
-    """One training step; instants are `now()` nanoseconds, `phases` nanoseconds by phase."""
-
-    number: int
-    start: int
-    end: int
-    outcome: str = "ok"
-    skip_reason: str | None = None
-    phases: dict[str, int] = field(default_factory=dict)
-    intervals: list[tuple[str, int, int]] = field(default_factory=list)
-    losses: dict[int, float] = field(default_factory=dict)
-    learning_rates: dict[int, Any] = field(default_factory=dict)
-    grad_norm: float | None = None
-    samples: int | None = None
-    tokens: int | None = None
-    scalars: dict[str, float] = field(default_factory=dict)
-    micro_batches: int = 0
-    compiled: bool = False
-    checkpointed: bool = False
-    framework: str = "torch"
-    epoch: int | None = None
-
-    @property
-    def duration(self) -> int:
-        """Nanoseconds from edge to edge."""
-        return self.end - self.start
-
-
-@dataclass
-class Evaluation:
-    """Root forwards without grad between training steps."""
-
-    start: int
-    end: int
-    calls: int
-    next_step: int
-    functions: set[int] = field(default_factory=set)  # compiled ones that were called
-    compiling: int = 0  # nanoseconds of it that went into compilations
-    split: str | None = None
-
-
-class Epoch(NamedTuple):
-    """One epoch, as the program said."""
-
-    number: int
-    start: int
-    end: int
-    failed: bool
-
-
-class Point(NamedTuple):
-    """A value that was recorded in no step, with the step that it is of: the last one, or the one that was given."""
-
-    at: int
-    step: int | None
-    column: str
-    value: float
-
-
-class Call(NamedTuple):
-    """One root forward without grad of a thread that has never trained."""
-
-    start: int
-    end: int
-    root: int
-    samples: int | None
-    compiling: int = 0  # nanoseconds of it that went into compilations
-    failed: bool = False  # an exception left it
-
-
-Output = Step | Evaluation | Call | Rare | Epoch | Point
 
 
 class Tracker:
@@ -243,7 +113,7 @@ class Tracker:
             if self._turned():
                 self._close_at(start, len(self.items))
             return
-        if code in _TURNS:
+        if code in TURNS:
             self._turn(item)
         elif code == r.FETCH_END:
             if self._turned():
@@ -530,7 +400,7 @@ class Tracker:
     def _forget(self, inside: tuple[Item, ...]) -> None:
         """Undo what the absorbed events had decided."""
         for item in inside:
-            if item.code in _TURNS and not any(i.code in _TURNS and i.a == item.a for i in self.items):
+            if item.code in TURNS and not any(i.code in TURNS and i.a == item.a for i in self.items):
                 self.round.discard(item.a)
         if self.candidate is not None and self.candidate >= len(self.items):
             self.candidate = None
@@ -553,7 +423,7 @@ class Tracker:
             known.end = items[-1].end
             known.calls += calls
         known.functions.update(i.a for i in items if i.code == r.DEVICE_CALL)
-        known.compiling += sum(map(_compiling, items))
+        known.compiling += sum(map(compiling, items))
 
     def _flush_evaluation(self, *, last: bool = False) -> None:
         aside, self._aside = self._aside, None
@@ -580,7 +450,7 @@ class Tracker:
     def _split_evaluation(self) -> None:
         """Put aside the batches before the step's own in which a forward ran but no backward did."""
         items = self.items
-        limit = next((n for n, i in enumerate(items) if i.code in _BACKWARDS or i.code in _TURNS), len(items))
+        limit = next((n for n, i in enumerate(items) if i.code in _BACKWARDS or i.code in TURNS), len(items))
         fetches = [n for n in range(limit) if items[n].code == r.FETCH]
         cut = 0
         if fetches:
@@ -641,221 +511,7 @@ class Tracker:
         self.last_end = max(self.last_end, last_end)
 
 
-def build(
-    number: int, items: list[Item], end: int, outcome: str, roots: int, marks: Iterable[Item] = (), start: int = _NEVER
-) -> Step:
-    """The step that these top-level items make; `roots` is how many root modules the thread has run."""
-    first, last = (items[0].start, items[-1].end) if items else (start, end)
-    step = Step(number, min(first, start), max(end, last, min(first, start)), outcome)
-    _phases(step, items, marks)
-    _values(step, items)
-    _count(step, items, roots)
-    step.framework = framework_of(i.code for i in items)
-    return step
-
-
-def _values(step: Step, items: list[Item]) -> None:
-    sums: dict[int, float] = {}
-    running: float | None = None
-    turns = skipped = 0
-    for item in _flat(items):
-        code = item.code
-        if code == r.BACKWARD:
-            step.micro_batches += 1
-            if item.a is not None:
-                running = item.a if running is None else running + item.a
-        elif code in DEVICE_LEARNS:
-            step.micro_batches += 1
-            loss = _scalars(step, item)
-            if code == r.DEVICE_TRAIN:
-                turns += 1
-                if loss is not None:
-                    sums[item.a] = loss
-            elif loss is not None:
-                running = loss if running is None else running + loss
-        elif code in _TURNS:
-            turns += 1
-            inner = next((i for i in item.inside if i.code == r.STEP), None)
-            scale = item.b if code == r.SCALER else None
-            if code == r.SCALER and inner is None:
-                skipped += 1
-            if running is not None:
-                loss = running / scale if scale else running
-                sums[item.a] = sums[item.a] + loss if item.a in sums else loss
-            running = None
-            rates = inner.b if inner is not None else (item.b if code == r.STEP else None)
-            if rates is not None:
-                step.learning_rates[item.a] = rates
-        elif code == r.CLIP and item.a is not None:
-            step.grad_norm = item.a
-    if running is not None and not turns:
-        sums[-1] = running
-    step.losses = sums
-    if turns and skipped == turns and step.outcome == "ok":
-        step.outcome, step.skip_reason = "skipped", "gradient_overflow"
-
-
-def _scalars(step: Step, item: Item) -> float | None:
-    """Note what a compiled function gave back; its loss is returned."""
-    if not isinstance(item.b, Values):
-        return None
-    for name, value in item.b.scalars.items():
-        if name == GRAD_NORM:
-            step.grad_norm = value
-        elif name != LOSS:
-            step.scalars[name] = value
-    return item.b.scalars.get(LOSS)
-
-
-def number_of(b: Any) -> float | None:
-    """A recorded value, if it could be read."""
-    if isinstance(b, Values):
-        return next(iter(b.scalars.values()), None)
-    return b if isinstance(b, float) else None
-
-
-def packed_of(b: Any) -> int:
-    """The packed samples and tokens of a compiled function's event."""
-    return b.packed if isinstance(b, Values) else b if isinstance(b, int) else -1
-
-
-def _count(step: Step, items: list[Item], roots: int) -> None:
-    fetches = [i for i in items if i.code == r.FETCH]
-    known = [i.a for i in fetches if i.a >= 0]
-    learning = [i for i in items if i.code in DEVICE_LEARNS]
-    if fetches and (known or not learning):
-        tokens = [i.b for i in fetches if i.b >= 0]
-        step.samples = sum(known) if known else None
-        step.tokens = sum(tokens) if tokens else None
-        return
-    if learning:
-        sizes = [unpack(packed_of(i.b)) for i in learning]
-        step.samples = sum(samples for samples, _ in sizes) or None
-        step.tokens = sum(tokens for _, tokens in sizes) or None
-        return
-    forwards = [i for i in items if i.code == r.FORWARD]
-    # Without a loader, the root's own batch is the step's only where one root runs once a backward.
-    if roots == 1 and forwards and len(forwards) == step.micro_batches and all(i.b > 0 for i in forwards):
-        sizes = [unpack(i.b) for i in forwards]
-        step.samples = sum(samples for samples, _ in sizes)
-        step.tokens = sum(tokens for _, tokens in sizes) or None
-
-
-def framework_of(codes: Iterable[int]) -> str:
-    """Whose step it is; one that the program itself marked may be nobody's."""
-    met = set(codes) - _ANYBODYS
-    if not met:
-        return "none"
-    return "torch" if (DEVICE_TURNS | DEVICE_LEARNS).isdisjoint(met) else "jax"
-
-
 def _call(item: Item) -> Call:
     """A root forward or compiled function's call that serves."""
     samples = unpack(item.b)[0] or None
-    return Call(item.start, item.end, item.a, samples, _compiling(item), item.b == r.FAILED)
-
-
-def _compiling(item: Item) -> int:
-    """Nanoseconds of compilations inside an event."""
-    return sum(i.end - i.start if i.code == r.COMPILE else _compiling(i) for i in item.inside)
-
-
-def unpack(packed: int) -> tuple[int, int]:
-    """Samples and tokens of a root forward's input; 0 for what is not known."""
-    return (packed & _MASK, packed >> _TOKENS_SHIFT) if packed > 0 else (0, 0)
-
-
-def _flat(items: list[Item]) -> list[Item]:
-    """The items that count, those inside closures of an optimizer's step included."""
-    flat: list[Item] = []
-    for item in items:
-        if item.code in _TURNS:
-            flat.extend(i for i in item.inside if i.code in (r.BACKWARD, r.CLIP))
-        elif item.inside:
-            flat.extend(i for i in item.inside if i.code == r.CLIP)
-        flat.append(item)
-    return flat
-
-
-def _phases(step: Step, items: list[Item], marks: Iterable[Item]) -> None:
-    """Lay the step out: each phase's intervals, nothing overlapping, the rest as residual."""
-    spans: list[tuple[str, int, int]] = []
-    forward: int | None = None  # where the forward phase of the next backward began
-    for item in items:
-        if item.code == r.FORWARD and forward is None:
-            forward = item.start
-        elif item.code == r.BACKWARD and forward is not None:
-            spans.append((FORWARD, forward, item.start))
-            forward = None
-        elif item.code in _TURNS or (item.code == r.FETCH and forward is not None):
-            forward = None
-    own = [s for i in items for s in _own(i)]
-    covered = _subtract(spans, own) + own
-    marked = _marked(step, marks)
-    if marked:
-        covered = _subtract(covered, marked) + marked
-    covered.sort(key=lambda s: (s[1], s[2]))
-    start, end = step.start, step.end
-    total = 0
-    cursor = start  # events of one thread nest; should a clock ever say otherwise, the earlier one keeps its time
-    for name, begin, stop in covered:
-        first, last = max(begin, cursor), min(stop, end)
-        step.phases[name] = step.phases.get(name, 0) + max(0, last - first)
-        if last <= first:
-            continue
-        cursor = last
-        total += last - first
-        if step.intervals and step.intervals[-1][0] == name and step.intervals[-1][2] == first:
-            step.intervals[-1] = (name, step.intervals[-1][1], last)
-        else:
-            step.intervals.append((name, first, last))
-    step.phases[RESIDUAL] = end - start - total
-    step.compiled = COMPILE in step.phases
-    step.checkpointed = CHECKPOINT in step.phases
-
-
-def _marked(step: Step, marks: Iterable[Item]) -> list[tuple[str, int, int]]:
-    """The program's own phases in this step; of two that nest, the inner one's time is its own."""
-    mine = [m for m in marks if step.start <= m.start < step.end]
-    placed: list[tuple[str, int, int]] = []
-    for mark in sorted(mine, key=lambda m: m.end - m.start):
-        placed += _subtract([(mark.a, mark.start, mark.end)], placed)
-    return placed
-
-
-def _own(item: Item) -> list[tuple[str, int, int]]:
-    """An item's own intervals: its time less what was inside it and counts on its own."""
-    name = PHASE[item.code]
-    inner: list[tuple[str, int, int]] = []
-    closure = item.code in _TURNS
-    forward: int | None = None
-    for child in item.inside:
-        if child.code in _NESTED_KEEP:
-            if child.code != r.CLIP:
-                inner.extend(_own(child))
-        elif closure and child.code == r.FORWARD:
-            forward = child.start if forward is None else forward
-        elif closure and child.code == r.BACKWARD:
-            if forward is not None:
-                inner.append((FORWARD, forward, child.start))
-                forward = None
-            inner.extend(_own(child))
-        else:
-            inner.extend(s for s in _own(child) if s[0] in (COMPILE, CHECKPOINT))
-    return _subtract([(name, item.start, item.end)], inner) + inner
-
-
-def _subtract(spans: list[tuple[str, int, int]], holes: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """`spans` with every hole cut out."""
-    for _, begin, stop in holes:
-        cut: list[tuple[str, int, int]] = []
-        for name, first, last in spans:
-            if stop <= first or begin >= last:
-                cut.append((name, first, last))
-                continue
-            if first < begin:
-                cut.append((name, first, begin))
-            if stop < last:
-                cut.append((name, stop, last))
-        spans = cut
-    return spans
+    return Call(item.start, item.end, item.a, samples, compiling(item), item.b == r.FAILED)

@@ -14,7 +14,8 @@ from otel_ml.core.context import limits, optimizers, recorders, roots, scalars
 from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import memory
 from otel_ml.pipeline.aggregate import memory_peak
-from otel_ml.pipeline.steps import Call, Epoch, Evaluation, Point, Rare, Step, number_of
+from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Point, Rare, Step
+from otel_ml.pipeline.layout import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

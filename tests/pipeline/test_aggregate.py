@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from otel_ml.core import recorder as r
 from otel_ml.pipeline.aggregate import Aggregate, Durations
+from otel_ml.pipeline.findings import Call, Evaluation, Rare, Step
 from otel_ml.pipeline.steady import Block
-from otel_ml.pipeline.steps import Call, Evaluation, Rare, Step
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 SECOND = 1_000_000_000

@@ -12,8 +12,9 @@ from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
+from otel_ml.pipeline.findings import Step
 from otel_ml.pipeline.steady import Block, Steady
-from otel_ml.pipeline.steps import Step, Tracker
+from otel_ml.pipeline.steps import Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,8 @@ from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import Recorder
-from otel_ml.pipeline.steps import Call, Epoch, Evaluation, Point, Rare, Step, Tracker
+from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Point, Rare, Step
+from otel_ml.pipeline.steps import Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
