@@ -14,17 +14,17 @@ if TYPE_CHECKING:
         data,
         epoch,
         evaluation,
-        event,
         flush,
         phase,
         profile,
-        record,
         request,
         run,
         step,
     )
     from otel_ml.decorators import span, timed, traced
     from otel_ml.distro import configure, shutdown, summary
+    from otel_ml.events import event
+    from otel_ml.values import record
 
     __version__: str
 
@@ -36,6 +36,8 @@ __all__ = [
 _HOMES = {
     "otel_ml.decorators": ("span", "timed", "traced"),
     "otel_ml.distro": ("configure", "shutdown", "summary"),
+    "otel_ml.events": ("event",),
+    "otel_ml.values": ("record",),
 }
 
 

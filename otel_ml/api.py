@@ -1,4 +1,4 @@
-"""What a program can say of itself: values, events, and where its run, epochs, steps, phases and requests are.
+"""What a program can say of itself: where its run, epochs, steps, phases, requests and batches are.
 
 All of it lands in the run that is recorded, in the step in which it is said. What is said
 here comes before what is inferred. Nothing here raises into the program or waits; without
@@ -7,11 +7,9 @@ a run, each call is left within half a microsecond (`python -m tests.bench.api`)
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import uuid
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -19,7 +17,7 @@ from otel_ml import names
 from otel_ml.core import profiling, runtime
 from otel_ml.core.batches import fetch
 from otel_ml.core.clock import now
-from otel_ml.core.context import inside, limits, recorders, request_id, scalars
+from otel_ml.core.context import inside, limits, recorders, request_id
 from otel_ml.core.context import split as current_split
 from otel_ml.core.recorder import (
     ABANDONED,
@@ -29,15 +27,14 @@ from otel_ml.core.recorder import (
     EVALUATION_BEGIN,
     EVALUATION_END,
     FAILED,
+    LAST_STEP,
     MARK,
-    POINT,
     RUN_PART,
-    SCALAR,
     STEP_BEGIN,
     STEP_END,
 )
-from otel_ml.decorators import LONGEST_NAME, SpanPart, own
-from otel_ml.errors import guard, swallow
+from otel_ml.decorators import LONGEST_NAME, SpanPart
+from otel_ml.errors import guard
 from otel_ml.fields import attributes as cleaned
 from otel_ml.parts import Part, failed, put_back
 from otel_ml.redact import text
@@ -48,167 +45,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from otel_ml.core.deferred import Deferred
     from otel_ml.core.recorder import Recorder
 
 __all__ = [
-    "checkpoint", "data", "epoch", "evaluation", "event", "flush", "phase", "profile", "record", "request", "run",
-    "step",
+    "checkpoint", "data", "epoch", "evaluation", "flush", "phase", "profile", "request", "run", "step",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
-_STEP_SHIFT = 16  # of a point: above it the step, below it the value's number
-_LAST_STEP = 1 << 46
-_EVENTS_A_SECOND = 200.0
-_EVENTS_AT_FIRST = 2000.0
 _SLUG = re.compile(r"[A-Za-z0-9._-]{1,80}")
-
-
-# --- values and events ------------------------------------------------------------------------
-
-
-def record(
-    name: str | Mapping[str, Any], value: Any = None, /, *, step: int | None = None, split: str | None = None
-) -> None:
-    """Record a number, or several by name: `record("val/acc", 0.9)`, `record({"acc": 0.9, "f1": 0.8}, split="test")`.
-
-    It becomes a point of the metric `ml.training.scalar` and a column of the record of the step in which it was
-    recorded; between steps, of the last one. NaN and infinities are kept in the records and counted in
-    `ml.training.nonfinite_values`; a metric cannot hold them.
-
-    Args:
-        name: At most 200 names a run; what is beyond is counted and said once.
-        value: A Python number, or a scalar of NumPy, torch or JAX on any device. Never waited for: what a device still
-            computes is read later, behind the program.
-        step: The step it is of, where that is not the current one.
-        split: What it is of (`train`, `validation`, …); unset, that of the `evaluation()` around it.
-
-    Some microseconds a value.
-    """
-    if runtime.recording is None or runtime.compiling():
-        return
-    try:
-        runtime.recording.annotated()
-        given = {name: value} if isinstance(name, str) else name
-        for key, number in given.items():
-            _record(key, number, step, split)
-    except Exception:  # noqa: BLE001 - the law: never break the program
-        swallow("record()")
-
-
-def _record(name: str, value: Any, step: int | None, of: str | None) -> None:
-    read = _read(name, value)
-    if read is None:
-        return
-    index = scalars.number(str(name)[:LONGEST_NAME], of if of is not None else current_split.get())
-    if index < 0:
-        limits.over("scalar", f"more than 200 names of values: {name} and others are left out")
-        return
-    recorder = recorders.mine()
-    if not isinstance(read, float):
-        recorder.defers = True
-    at = now()
-    if step is None:
-        recorder.record(SCALAR, at, at, index, read)
-    elif isinstance(step, int) and 0 <= step < _LAST_STEP:
-        recorder.apart = True
-        recorder.record(POINT, at, at, index | step << _STEP_SHIFT, read)
-    else:
-        limits.over("step", f"record(step={step!r}): a step is a whole number from 0; its values are left out")
-
-
-def _read(name: str, value: Any) -> float | Deferred | None:
-    """A number, now or later; None, and said once, where it is none."""
-    kind = type(value)
-    if kind is float:
-        return value  # type: ignore[no-any-return]
-    try:
-        reader = runtime.readers.get(kind.__module__.partition(".")[0])
-        if reader is not None:
-            read = reader(value)
-            if read is not None:
-                return read
-        elif hasattr(value, "is_cpu") or hasattr(value, "is_ready"):
-            # A framework that is not hooked: what is on a device could have to be waited for.
-            if value.is_cpu if hasattr(value, "is_cpu") else value.is_ready():
-                return float(value.item())
-        elif not isinstance(value, (str, bytes)) and getattr(value, "size", 1) == 1:
-            return float(value.item() if hasattr(value, "item") else value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-    except Exception:  # noqa: BLE001, S110 - said below
-        pass
-    limits.over("value", f"record({name!r}): {kind.__qualname__} is no number that could be read; it is left out")
-    return None
-
-
-class _Allowance:
-    """How many events may still leave a run."""
-
-    def __init__(self, run: Any) -> None:
-        self.run = weakref.ref(run) if run is not None else _nobody
-        self.left = _EVENTS_AT_FIRST
-        self.at = now()
-
-    def take(self) -> bool:
-        """One more."""
-        at = now()
-        self.left = min(_EVENTS_AT_FIRST, self.left + (at - self.at) / 1e9 * _EVENTS_A_SECOND)
-        self.at = at
-        if self.left < 1:
-            return False
-        self.left -= 1
-        return True
-
-
-def _nobody() -> None:
-    """A run that is no more."""
-
-
-_allowance = _Allowance(None)
-
-
-def _allowance_of(run: Any) -> _Allowance:
-    global _allowance  # noqa: PLW0603
-    if _allowance.run() is not run:
-        _allowance = _Allowance(run)
-    return _allowance
-
-
-def event(name: str, body: str = "", /, *, attributes: Mapping[str, Any] | None = None, **more: Any) -> None:
-    """Something happened: a log record with this event name, in the step and span that are current.
-
-    `event("curriculum.changed", stage=2)`. The name may not begin with `ml.`; such a one goes by `user.ml.…`. At most
-    200 a second after a first 2,000; the others are counted. Some ten microseconds.
-
-    Args:
-        name: Low in cardinality.
-        body: A sentence for people; unset, the name.
-        attributes: Attributes whose names are no Python names; `more` are joined to them. As for `span`.
-        more: Attributes.
-    """
-    if runtime.recording is None or runtime.compiling():
-        return
-    told(own(str(name), "event"), body or str(name), {**(attributes or {}), **more})
-
-
-def told(name: str, body: str, about: Mapping[str, Any], *, warning: bool = False) -> None:
-    """Emit an event, within the limit; its name is not looked at."""
-    run = runtime.recording
-    if run is None or runtime.compiling():
-        return
-    try:
-        run.annotated()
-        if not _allowance_of(run).take():
-            limits.over("event", f"more than {_EVENTS_A_SECOND:g} events a second: the others are only counted")
-            return
-        run.event(name, text(body), cleaned(about), warning=warning)
-    except Exception:  # noqa: BLE001 - the law: never break the program
-        swallow("an event")
-
-
-# --- the run and what is in it ------------------------------------------------------------------
 
 
 class RunPart(Part):
@@ -300,7 +145,7 @@ class StepPart(Part):
     def begin(self) -> None:
         """Nothing in it is inferred to begin or end a step."""
         number = -1 if self.given is None else self.given
-        if not isinstance(number, int) or not -1 <= number < _LAST_STEP or self.given == -1:
+        if not isinstance(number, int) or not -1 <= number < LAST_STEP or self.given == -1:
             limits.over("step", f"step({self.given!r}): a step is a whole number from 0; it is counted on instead")
             number = -1
         recorder = _mine()

@@ -46,6 +46,7 @@ __all__ = [
     "FETCH_END",
     "FORWARD",
     "FORWARD_NOGRAD",
+    "LAST_STEP",
     "MARK",
     "NUMBERED",
     "OPEN",
@@ -57,6 +58,7 @@ __all__ = [
     "STEP",
     "STEP_BEGIN",
     "STEP_END",
+    "STEP_SHIFT",
     "TIMED",
     "TURNED",
     "WIDTH",
@@ -100,10 +102,12 @@ EPOCH_END = 25  #   its number                 FAILED or 0
 MARK = 26  #        the phase's name           -
 SCALAR = 27  #      the value's index          float, or a Deferred
 # No tracker hears of these.
-POINT = 28  #       value's index | step << 16 float, or a Deferred
+POINT = 28  #       value's index | step << STEP_SHIFT    float, or a Deferred
 TIMED = 29  #       the function's name        -
 RUN_PART = 30  #    payload dict               -
 APART = frozenset({POINT, TIMED, RUN_PART})
+STEP_SHIFT = 16
+LAST_STEP = 1 << 46  # beyond what a program may say its number is
 
 FAILED = -2  # an exception left it; for a forward, instead of its samples
 ABANDONED = -3  # it was left by what is no error: a Ctrl-C, an exit

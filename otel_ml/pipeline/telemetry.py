@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Telemetry"]
 
-_STEP_SHIFT = 16  # of a point's slot: above it is the step, below it the value's number
-_SCALAR_MASK = (1 << _STEP_SHIFT) - 1
+_SCALAR_MASK = (1 << r.STEP_SHIFT) - 1
 _FUNCTIONS = 50  # compiled functions told apart in metrics; the rest are "other"
 
 
@@ -92,7 +91,7 @@ class Telemetry:
         elif code == r.POINT:
             value = number_of(b)
             if value is not None:
-                self._point(Point(start, a >> _STEP_SHIFT, scalars.columns[a & _SCALAR_MASK], value))
+                self._point(Point(start, a >> r.STEP_SHIFT, scalars.columns[a & _SCALAR_MASK], value))
         elif code == r.RUN_PART:
             self.spans.part(start, end, a)
 
