@@ -493,6 +493,15 @@ SCRIPTS: list[list[Any]] = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Collections look at what these tests make, not at all of torch."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def called(value: object) -> str:
     """A case's part in the test's name."""
     return value.__name__ if inspect.isfunction(value) else str(value)

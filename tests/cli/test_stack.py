@@ -51,6 +51,13 @@ def lives(pid: int) -> bool:
     return stat[stat.rindex(")") + 2] not in "ZX"
 
 
+def coming_up(folder: Path) -> subprocess.Popen[str]:
+    """`otel-ml stack up`, as it goes on."""
+    command = [str(BIN / "otel-ml"), "stack", "up", "--free-ports", "--dir", str(folder)]
+    known = environment(**{name: value for name, value in os.environ.items() if name == "OTEL_ML_BACKENDS"})
+    return subprocess.Popen(command, env=known, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.slow
 def test_up_and_down(folder: Path) -> None:
     """`up` returns once all is ready, says where in JSON, is content when it runs already; `down` ends all of it."""
@@ -104,18 +111,23 @@ def test_crashes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupted(folder: Path) -> None:
-    """Ctrl-C while it comes up leaves nothing; of two that start at once, one does and the other says so."""
-    command = [str(BIN / "otel-ml"), "stack", "up", "--free-ports", "--dir", str(folder)]
-    known = environment(**{name: value for name, value in os.environ.items() if name == "OTEL_ML_BACKENDS"})
-    with subprocess.Popen(command, env=known, stderr=subprocess.PIPE, text=True) as first:
+    """Ctrl-C while it comes up leaves nothing."""
+    with coming_up(folder) as up:
         assert soon((folder / "logs" / "supervisor.log").exists)
-        second = otel_ml("stack", "up", "--free-ports", "--dir", str(folder))
-        first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
-    assert first.returncode == 130
-    assert second.returncode == 1
-    assert re.search(r"another `otel-ml stack up` is at work in|a stack runs in .* already", second.stderr)
+        up.send_signal(signal.SIGINT)
+        up.communicate(timeout=60)
+    assert up.returncode == 130
     assert not any(str(folder).encode() in path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline"))
+
+
+@pytest.mark.slow
+def test_two_at_once(folder: Path) -> None:
+    """Of two that start at once, one does and the other says so."""
+    with coming_up(folder) as one, coming_up(folder) as other:
+        said = {up.communicate(timeout=60)[1]: up.returncode for up in (one, other)}
+    assert sorted(said.values()) == [0, 1]
+    (why,) = (text for text, code in said.items() if code == 1)
+    assert re.search(r"another `otel-ml stack up` is at work in|a stack runs in .* already", why)
 
 
 def test_no_programs(tmp_path: Path) -> None:

@@ -15,25 +15,27 @@ if TYPE_CHECKING:
 
 # Those with a test of their own, here or beside this file.
 SPECIAL = {"terminated", "interrupt", "timed", "fast", "own_providers", "observed", "patient"}
-SLOW = {"compile_inductor"}
-ORDINARY = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+WAYS = {"plain": PLAIN, **LAUNCHERS}
+LONG = {"compile_inductor"}
+# What a program does is the program's and the hooks'; how it was launched matters to these.
+BY_BOTH = {
+    "checkpoint", "compile_module", "exception", "exit_early", "gan", "inference", "jax_and_torch", "jax_libraries",
+    "loader_fork", "loader_spawn", "plain_loop", "threads", "through_children", "user_spans",
+}  # fmt: skip
+PROGRAMS_BY = [
+    pytest.param(name, by, marks=pytest.mark.rare) if name in LONG or not (by == "otel-ml run" or name in BY_BOTH)
+    else (name, by)
     for name in sorted(p.stem for p in PROGRAMS.glob("*.py") if p.stem not in SPECIAL)
-]
+    for by in LAUNCHERS
+]  # fmt: skip
 
 
 @functools.cache
-def outcomes(program: str, scratch: Path) -> dict[str, tuple[Outcome, Path]]:
-    """What the program does alone and under each launcher, and where it was recorded; side by side, once a session."""
-
-    def one(launcher: tuple[str, ...], folder: Path) -> tuple[Outcome, Path]:
-        folder.mkdir(parents=True)
-        return launch(launcher, f"{program}.py", cwd=folder, OTEL_ML_DIR=str(folder / "runs")), folder / "runs"
-
-    ways = {"plain": PLAIN, **LAUNCHERS}
-    folders = [scratch / program / str(number) for number in range(len(ways))]
-    with ThreadPoolExecutor(len(ways)) as pool:
-        return dict(zip(ways, pool.map(one, ways.values(), folders), strict=True))
+def outcome(program: str, scratch: Path, way: str) -> tuple[Outcome, Path]:
+    """What the program does alone or under a launcher, and where it was recorded; once a session."""
+    folder = scratch / program / way.replace(" ", "-")
+    folder.mkdir(parents=True)
+    return launch(WAYS[way], f"{program}.py", cwd=folder, OTEL_ML_DIR=str(folder / "runs")), folder / "runs"
 
 
 def counted(directory: Path, truth: dict[str, Any]) -> dict[str, Any]:
@@ -58,12 +60,11 @@ def counted(directory: Path, truth: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found.items() if truth.get(k) is not None}
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("program", ORDINARY)
+@pytest.mark.parametrize(("program", "launcher"), PROGRAMS_BY)
 def test_program(program: str, launcher: str, scratch: Path) -> None:
     """A program prints and exits as it does without us, and its steps are counted exactly."""
-    plain, _ = outcomes(program, scratch)["plain"]
-    ours, runs = outcomes(program, scratch)[launcher]
+    with ThreadPoolExecutor(2) as pool:
+        (plain, _), (ours, runs) = pool.map(functools.partial(outcome, program, scratch), ("plain", launcher))
 
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code)
     truth = plain.truth
@@ -85,7 +86,7 @@ EXACT = [
 @pytest.mark.parametrize("program", EXACT)
 def test_loss(program: str, scratch: Path) -> None:
     """The loss in each step's record is what the program prints, to the last bit."""
-    ours, runs = outcomes(program, scratch)["otel-ml run"]
+    ours, runs = outcome(program, scratch, "otel-ml run")
 
     printed = [float(words[1]) for words in ours.losses()]
     found = [
@@ -99,7 +100,7 @@ def test_loss(program: str, scratch: Path) -> None:
 @pytest.mark.parametrize("program", ["gan", "gan_loader"])
 def test_losses_of_two_optimizers(program: str, scratch: Path) -> None:
     """Each optimizer of a GAN has its own loss in the record, to the last bit."""
-    ours, runs = outcomes(program, scratch)["otel-ml run"]
+    ours, runs = outcome(program, scratch, "otel-ml run")
 
     rows = step_records(runs)
     by_name: dict[str, list[float]] = {}

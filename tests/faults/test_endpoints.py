@@ -63,7 +63,7 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("behaviours", [BAD, pytest.param(RARE, marks=pytest.mark.slow)], ids=["common", "rare"])
+@pytest.mark.parametrize("behaviours", [BAD, pytest.param(RARE, marks=pytest.mark.rare)], ids=["common", "rare"])
 def test_bad_endpoint(behaviours: list[str], plain: Outcome, tmp_path: Path) -> None:
     """Whatever the endpoint does, the program prints and exits as without us, within its second, and nothing lacks."""
 

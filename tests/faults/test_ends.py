@@ -150,7 +150,7 @@ RARE = {
 }
 
 
-@pytest.mark.parametrize("ends", [ENDS, pytest.param(RARE, marks=pytest.mark.slow)], ids=["common", "rare"])
+@pytest.mark.parametrize("ends", [ENDS, pytest.param(RARE, marks=pytest.mark.rare)], ids=["common", "rare"])
 def test_no_goodbye(ends: dict[str, tuple[int, str, str]], tmp_path: Path) -> None:
     """Whatever ends the program without Python's leave, its code is its own, and what was on disk opens and is told."""
 

@@ -66,8 +66,8 @@ def test_forks(tmp_path: Path) -> None:
     [
         ("fork", 16),
         ("spawn", 2),
-        pytest.param("fork", 64, marks=pytest.mark.slow),
-        pytest.param("spawn", 4, marks=pytest.mark.slow),
+        pytest.param("fork", 64, marks=pytest.mark.rare),
+        pytest.param("spawn", 4, marks=pytest.mark.rare),
     ],
 )
 def test_loader_workers(kind: str, workers: int, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ CHILDREN = {"fork": [3], "spawn": [3, 5, 6], "forkserver": [3]}
 
 
 @pytest.mark.parametrize(
-    "kind", ["spawn", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fork", "forkserver"))]
+    "kind", ["spawn", *(pytest.param(kind, marks=pytest.mark.rare) for kind in ("fork", "forkserver"))]
 )
 def test_children_that_train(kind: str, tmp_path: Path) -> None:
     """What a spawned child trains is part of the run, what a forked one trains is not, and both are left alone."""

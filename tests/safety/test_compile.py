@@ -22,7 +22,7 @@ def test_trace(tmp_path: Path) -> None:
     compare("tracing", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_inductor(tmp_path: Path) -> None:
     """Inductor compiles the same kernels, and they compute the same bits."""
     compare("inductor", tmp_path, TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
