@@ -67,7 +67,7 @@ class Patches:
     def kept_in(self, namespace: Mapping[str, Any]) -> list[str]:
         """The names under which a namespace still has what we replaced: calls by those are not seen."""
         before = {id(known): known for _, _, known, _ in self._done if callable(known)}
-        return [name for name, value in list(namespace.items()) if before.get(id(value)) is value]
+        return [name for name, value in list(namespace.items()) if id(value) in before]
 
     def undo(self) -> None:
         """Put every original back; what somebody else placed over ours since stays."""

@@ -96,6 +96,16 @@ def test_one_patch_can_be_taken_back_alone() -> None:
     assert vars(module) == {"load": len, "save": len}
 
 
+def test_names_that_still_hold_what_was_replaced() -> None:
+    """Only what was replaced is told of a program's namespace, under the program's names for it."""
+    module = SimpleNamespace(load=len, save=None)
+    patches = Patches()
+    patches.set(module, "load", sorted)
+    patches.set(module, "save", sorted)
+    patches.set(module, "extra", sorted)
+    assert patches.kept_in({"read": len, "write": sorted, "nothing": None, "number": 3}) == ["read"]
+
+
 def test_what_a_framework_registered_is_removed_too() -> None:
     """Hooks registered with the framework are removed once, with the rest."""
     removed: list[str] = []
