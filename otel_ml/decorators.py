@@ -52,7 +52,7 @@ def own(name: Any, kind: str) -> str:
     """A name of the program's; one that begins like ours is told once, and goes by `user.` and the rest."""
     called = str(name)[:LONGEST_NAME]
     if called.startswith(_RESERVED):
-        limits.over("name", f"a {kind}'s name may not begin with ml.: {called} is told of as user.{called}")
+        limits.over("name", f"{kind} names may not begin with ml.: {called} is told of as user.{called}")
         return f"user.{called}"
     return called
 

@@ -1496,7 +1496,7 @@ def test_names(caplog: pytest.LogCaptureFixture) -> None:
     assert [s["name"] for s in own(seen)] == ["user.ml.step", "user.ml.step", "x" * 200, "", "7", "user.ml.mine"]
     assert seen.points(names.LEFT_OUT) == {((names.LIMIT_KIND, "name"),): 3}
     assert [r.message for r in caplog.records] == [
-        "otel-ml: a span's name may not begin with ml.: ml.step is told of as user.ml.step"
+        "otel-ml: span names may not begin with ml.: ml.step is told of as user.ml.step"
     ]
 
 
