@@ -64,10 +64,12 @@ class Turns(loops.Stopwatch):
         self._until = self._since + int((_TURN_S if self._counts else _SETTLE_S) * 1e9)
 
     def _turn(self) -> None:
+        from otel_ml.core import runtime
         from otel_ml.instrument.jax import JaxInstrumentor
         from otel_ml.instrument.torch import TorchInstrumentor
 
         self._hooked = not self._hooked
+        runtime.late = True  # the model and its optimizer are there when hooks come again
         for instrumentor in (TorchInstrumentor(), JaxInstrumentor()):
             (instrumentor.instrument if self._hooked else instrumentor.uninstrument)()
 
