@@ -24,67 +24,44 @@ cap holds to within one batch. A forked child's writer does nothing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections import Counter, deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
-from opentelemetry.sdk.metrics import Counter as SdkCounter
-from opentelemetry.sdk.metrics import (
-    Histogram,
-    ObservableCounter,
-    ObservableGauge,
-    ObservableUpDownCounter,
-    UpDownCounter,
-)
-from opentelemetry.sdk.metrics.export import (
-    AggregationTemporality,
-    MetricExporter,
-    MetricExportResult,
-    MetricsData,
-)
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-from otel_ml import names
 from otel_ml.core.pace import Pace
-from otel_ml.errors import StoreError, guard, swallow
+from otel_ml.errors import StoreError, guard
 from otel_ml.store import outbox
+from otel_ml.store.exporters import StoreLogs, StoreMetrics, StoreSpans
+from otel_ml.store.file import BUSY_S, StoreFile, bytes_of, is_damaged
+from otel_ml.store.housekeeping import make_room
 from otel_ml.store.ledger import Ledger
-from otel_ml.store.rows import ENCODERS, Origin, collected_unix_ns, count, json_of, text_of
-from otel_ml.store.schema import SUFFIX, boot_and_start, insert, migrate, run_folder
+from otel_ml.store.rows import ENCODERS, Origin, collected_unix_ns, count, json_of
+from otel_ml.store.schema import insert, run_slug
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from opentelemetry.sdk._logs import ReadableLogRecord
-    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["StoreWriter", "is_network"]
+__all__ = ["StoreWriter"]
 
 logger = logging.getLogger("otel_ml")
 
 HELD = {"spans": 2048, "logs": 2048, "points": 60}  # records (for points: collections) kept back before the gate
 WAL_BYTES = 1 << 20
 INT64 = 1 << 63
+TRIMMED = 0.95  # of the cap, what is left of a file that was over it
 BACKLOG = 512  # records of one export, from which the SDK's queue is filling up: then no time is lost with rests
-BUSY_S = 1.0  # how long a write waits for a reader of a rollback-journal file
 PATIENCE_S = 5.0  # how long the goodbye waits for an export that is under way
 HOUSEKEEPING_S = 600.0
-NETWORK = frozenset(
-    {
-        "9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "pvfs2", "smb3",
-        "smbfs", "virtiofs",
-    }
-)  # fmt: skip
-
 Row = tuple[Any, ...]
 
 
@@ -136,17 +113,19 @@ class StoreWriter:
         self._lock = threading.Lock()
         self._gate = False
         self._held: dict[str, deque[Any]] | None = {signal: deque() for signal in HELD}
-        self._connection: sqlite3.Connection | None = None
+        self._file: StoreFile | None = None
         self._path: Path | None = None
         self._closed = False
         self._tally = _Tally()
         self._attributes: dict[str, Any] = {}  # of the first resource seen
         self.ledger = Ledger(())
+        self._full = False  # whether the last insert left the file over its cap
         self._said: set[str] = set()
+        self._harm: StoreError | None = None  # what others did to the file, not said yet
         self._next_housekeeping = 0.0
-        self._span_exporter = _Spans(self)
-        self._log_exporter = _Logs(self)
-        self._metric_exporter = _Metrics(self)
+        self._span_exporter = StoreSpans(self.take)
+        self._log_exporter = StoreLogs(self.take)
+        self._metric_exporter = StoreMetrics(self.take)
 
     @property
     def span_exporter(self) -> SpanExporter:
@@ -176,7 +155,7 @@ class StoreWriter:
     def size(self) -> int:
         """The bytes of this process's file and its journal; 0 while there is none."""
         path = self._path
-        return 0 if path is None or self._foreign() else sum(_bytes_of(f"{path}{tail}") for tail in _TAILS)
+        return 0 if path is None or self._foreign() else bytes_of(path)
 
     def prepare(self) -> None:
         """Import what the first export needs, early and in one place: some 40 ms that no training step then meets."""
@@ -242,20 +221,12 @@ class StoreWriter:
             return
         complaint: Exception | None = None
         try:
-            if self._connection is not None and self._tally.unsaved:
+            if self._file is not None and self._tally.unsaved:
                 complaint = self._transact(lambda _: None)
-            connection, self._connection = self._connection, None
+            file, self._file = self._file, None
             self._closed = True
-            if connection is not None:
-                import sqlite3
-
-                try:
-                    # Not in WAL mode any more: such a file opens from a folder that nobody can write to.
-                    connection.execute("PRAGMA journal_mode = DELETE").fetchall()
-                except (OSError, sqlite3.Error) as error:
-                    # A reader that has the file open is no trouble: its journal stays beside it, whole.
-                    complaint = complaint if "locked" in str(error) else error
-                connection.close()
+            if file is not None:
+                complaint = file.close() or complaint
         finally:
             self._lock.release()
         self._say(complaint)
@@ -362,11 +333,12 @@ class StoreWriter:
             kept = complaint is None
             if kept and signal in self.ledger.owed:
                 self._tell_ledger(signal, records, origins, n)
-            if kept and self._is_full():
+            if kept and self._full:
                 complaint = self._transact(self._trim)
             if kept and time.monotonic() >= self._next_housekeeping:
                 self._next_housekeeping = time.monotonic() + HOUSEKEEPING_S
-                complaint = self._make_room() or complaint
+                complaint = self._tidy_up() or complaint
+            complaint, self._harm = complaint or self._harm, None
         self._say(complaint)
         return kept
 
@@ -389,12 +361,12 @@ class StoreWriter:
             return
         self._said.add(type(complaint).__name__)
         text = str(complaint.strerror if isinstance(complaint, OSError) else complaint)
-        if isinstance(complaint, StoreError):
+        if is_damaged(complaint):
+            advice = ": its file was damaged, a new one is begun"
+        elif isinstance(complaint, StoreError):
             advice = ""
         elif any(word in text for word in ("full", "No space", "too large", "disk I/O")):
             advice = ": free some space, or delete runs with `otel-ml runs rm`"
-        elif _is_damaged(complaint):
-            advice = ": its file was damaged, a new one is begun"
         elif "locked" in text:
             advice = ": close what has the file open for writing"
         else:
@@ -411,12 +383,15 @@ class StoreWriter:
         """Run `work` on an open file, whole or not at all; a refusal by the disk is returned, not raised."""
         import sqlite3
 
-        if self._path is not None and not self._path.exists():
-            self._connection = None  # deleted under us: start a new file
         before = self._tally.copy()
         arrived: dict[str, list[int]] = {}
         try:
-            connection = self._connection or self._open()
+            if self._file is not None and not self._file.is_there():
+                self._abandon()
+            elif self._file is not None and not self._file.is_whole():
+                self._abandon()
+                self._harm = StoreError("its file is not a database any more")
+            connection = (self._file or self._open()).connection
             before = self._tally.copy()
             connection.execute("BEGIN IMMEDIATE")
             self._owe(connection)
@@ -432,14 +407,34 @@ class StoreWriter:
         except (OSError, sqlite3.Error, StoreError) as error:
             self._roll_back(before)
             self.ledger.give_back(arrived)
-            if _is_damaged(error):
-                self._connection = None  # somebody wrote into the file: the next export starts a new one
+            if is_damaged(error):
+                self._abandon()
             return error
         except BaseException:
             self._roll_back(before)
             self.ledger.give_back(arrived)
             raise
         return None
+
+    def _open(self) -> StoreFile:
+        """Begin a new file."""
+        self._file = StoreFile(
+            self._directory,
+            self._run_id,
+            attributes=self._attributes,
+            started_unix_ns=self._started_unix_ns,
+            wal_bytes=self._wal_bytes,
+        )
+        self._tally = _Tally(dropped=self._tally.dropped, unsaved=self._tally.unsaved)
+        self.ledger.restart()
+        self._path = self._file.path
+        return self._file
+
+    def _abandon(self) -> None:
+        """Leave the file to what others did to it: the next write begins a new one."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.abandon()
 
     def _owe(self, connection: sqlite3.Connection) -> None:
         """Have the file say which signals have an endpoint that tells what arrived."""
@@ -451,14 +446,9 @@ class StoreWriter:
         self._tally.owed = set(self.ledger.owed)
 
     def _roll_back(self, before: _Tally) -> None:
-        import sqlite3
-
         self._tally = before
-        try:
-            if self._connection is not None and self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            self._connection = None  # the next export starts a new file
+        if self._file is not None and not self._file.roll_back():
+            self._abandon()
 
     # --- writing --------------------------------------------------------------------------
 
@@ -472,6 +462,7 @@ class StoreWriter:
             self._tally.last[signal] += len(origin.rows)
             self._tally.rows[signal] += len(origin.rows)
             self._tally.bytes[signal] += sum(len(v) for row in origin.rows for v in row if isinstance(v, (str, bytes)))
+        self._full = self._fullness() > 1
 
     def _id(self, connection: sqlite3.Connection, table: str, row: Row) -> int:
         """The row's id in `resources` or `scopes`; each distinct one is stored once."""
@@ -480,24 +471,14 @@ class StoreWriter:
             known = self._tally.ids[table, row] = int(connection.execute(insert(table), row).lastrowid or 0)
         return known
 
-    def _is_full(self) -> bool:
-        connection = self._connection
-        return connection is not None and self._pages(connection) > self._limit(connection)
-
-    def _limit(self, connection: sqlite3.Connection) -> int:
-        """The pages this file may fill; the rest of the cap is the journal's."""
-        return (self._cap - self._wal_bytes) // int(connection.execute("PRAGMA page_size").fetchone()[0])
-
-    def _pages(self, connection: sqlite3.Connection) -> int:
-        """The pages that hold something."""
-        total = int(connection.execute("PRAGMA page_count").fetchone()[0])
-        return total - int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+    def _fullness(self) -> float:
+        """The share of the file's cap that holds something; the rest of the run's is the journal's."""
+        return 0.0 if self._file is None else self._file.bytes_held() / max(1, self._cap - self._wal_bytes)
 
     def _trim(self, connection: sqlite3.Connection) -> None:
         """Delete the oldest rows of the largest table, a twentieth at a time, until there is room again."""
         rows, held = self._tally.rows, self._tally.bytes
-        goal = self._limit(connection) * 19 // 20
-        while self._pages(connection) > goal and rows.total():
+        while self._fullness() > TRIMMED and rows.total():
             table = max((t for t in rows if rows[t]), key=held.__getitem__)
             n = max(1, rows[table] // 20)
             order = "event_name IS NOT NULL AND event_name LIKE 'ml.%', id" if table == "logs" else "id"
@@ -511,220 +492,17 @@ class StoreWriter:
                 if lost:
                     self._drop(table, reason, lost)
 
-    # --- the file -------------------------------------------------------------------------
-
-    def _open(self) -> sqlite3.Connection:
-        import sqlite3
-
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = run_folder(self._directory, self._run_id)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = self._create(folder)
-        connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-        try:
-            _immortal(connection)
-            connection.execute(f"PRAGMA journal_mode = {'DELETE' if is_network(folder, _mounts()) else 'WAL'}")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            page = int(connection.execute("PRAGMA page_size").fetchone()[0])
-            connection.execute(f"PRAGMA wal_autocheckpoint = {max(1, self._wal_bytes // page)}")
-            connection.execute(f"PRAGMA journal_size_limit = {self._wal_bytes}")
-            migrate(connection)
-            self._introduce(connection)
-        except BaseException:
-            connection.close()
-            for tail in _TAILS:
-                Path(f"{path}{tail}").unlink(missing_ok=True)
-            raise
-        self._tally = _Tally(dropped=self._tally.dropped, unsaved=self._tally.unsaved)
-        self.ledger.restart()
-        self._path, self._connection = path, connection
-        return connection
-
-    def _create(self, folder: Path) -> Path:
-        """A new empty file that only this user may read, named after the rank where there is one."""
-        rank = self._attributes.get(names.RANK)
-        who = f"rank{rank}" if isinstance(rank, int) else f"pid{self._pid}"
-        host, start = os.uname().nodename, boot_and_start(self._pid) or self._started_unix_ns
-        digest = hashlib.sha256(f"{host} {self._pid} {start}".encode()).hexdigest()[:8]
-        for number in range(1, 100):
-            path = folder / f"{who}-{digest}{'' if number == 1 else f'-{number}'}{SUFFIX}"
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            except FileExistsError:  # a second writer of this very process
-                continue
-            return path
-        message = f"{folder} already holds 99 files of this process"
-        raise StoreError(message)
-
-    def _introduce(self, connection: sqlite3.Connection) -> None:
-        """Write the one row of `process`."""
-        attributes = self._attributes
-        rank, size = attributes.get(names.RANK), attributes.get(names.WORLD_SIZE)
-        attempt = attributes.get(names.RUN_ATTEMPT)
-        connection.execute(
-            insert("process"),
-            (
-                text_of(self._run_id),
-                text_of(str(attributes.get(names.RUN_NAME, ""))),
-                attempt if isinstance(attempt, int) else 0,
-                rank if isinstance(rank, int) else None,
-                size if isinstance(size, int) else None,
-                os.uname().nodename,
-                self._pid,
-                boot_and_start(self._pid),
-                json_of(attributes),
-                self._started_unix_ns,
-                None,
-                None,
-                None,
-                None,
-            ),
+    def _tidy_up(self) -> Exception | None:
+        """Make room among all runs."""
+        return make_room(
+            self._directory,
+            run_slug(self._run_id),
+            total_bytes=self._total_bytes,
+            total_age_s=self._total_age_s,
+            deleted=lambda reason: self._drop("runs", reason, 1),
         )
-
-    def _make_room(self) -> Exception | None:
-        """Delete finished runs that are too old, then the oldest ones while all runs hold too much."""
-        from otel_ml.store import reader
-
-        try:
-            own = run_folder(self._directory, self._run_id)
-            runs: list[tuple[float, int, Path]] = []
-            for folder in sorted(path for path in self._directory.iterdir() if path.is_dir() and not path.is_symlink()):
-                stats = [entry.stat() for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
-                runs.append((max((s.st_mtime for s in stats), default=0.0), sum(s.st_size for s in stats), folder))
-            total = sum(size for _, size, _ in runs)
-            for written, size, folder in sorted(runs):
-                old = time.time() - written > self._total_age_s
-                if folder.name == own.name or not (old or total > self._total_bytes):
-                    continue
-                run = reader.read_run(folder)
-                # What cannot be read is left to a person, what lives to itself.
-                if run is not None and not run.problems and run.state != "running":
-                    reader.delete_run(self._directory, run)
-                    total -= size
-                    self._drop("runs", "run_age" if old else "total_bytes", 1)
-        except FileNotFoundError:
-            pass  # another rank was tidying up as well
-        except (OSError, StoreError) as error:
-            return error
-        return None
-
-
-_TAILS = ("", "-wal", "-shm", "-journal")
 
 
 def _acknowledge(connection: sqlite3.Connection, arrived: dict[str, list[int]]) -> None:
     for signal, ids in arrived.items():
         outbox.mark(connection, signal, "acknowledged", ids)
-
-
-def is_network(folder: Path, mounts: str) -> bool:
-    """Whether `folder` is on a filesystem shared by machines, where a write-ahead log does not work.
-
-    `mounts` is the text of `/proc/mounts`; empty where there is none, then nothing counts as shared.
-    """
-    best, kind = -1, ""
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        if len(fields) > 2:
-            point = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[1]))  # a space is \040
-            if len(point.parts) >= best and folder.is_relative_to(point):
-                best, kind = len(point.parts), fields[2]
-    return kind in NETWORK or kind.startswith("fuse.")
-
-
-def _mounts() -> str:
-    try:
-        return Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return ""
-
-
-def _is_damaged(error: Exception) -> bool:
-    return "malformed" in str(error) or "not a database" in str(error)
-
-
-def _bytes_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 - called on every collection
-    except OSError:
-        return 0
-
-
-def _immortal(connection: sqlite3.Connection) -> None:
-    """Never let the garbage collector close it: a forked child that ends would checkpoint the parent's journal."""
-    import ctypes
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-
-
-# --- the exporters --------------------------------------------------------------------------
-
-
-class _Spans(SpanExporter):
-    """Ended spans to rows; shutting it down leaves the file open for the goodbye."""
-
-    def __init__(self, writer: StoreWriter) -> None:
-        self._writer = writer
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        try:
-            kept = self._writer.take("spans", spans)
-        except Exception:  # noqa: BLE001 - the law: never break the program
-            swallow("store.export_spans")
-            kept = False
-        return SpanExportResult.SUCCESS if kept else SpanExportResult.FAILURE
-
-    def shutdown(self) -> None:
-        """Nothing: the pipeline closes the writer once all three signals are flushed."""
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:  # noqa: ARG002 - the SDK's signature
-        return True
-
-
-class _Logs(LogRecordExporter):
-    """Log records and events to rows; shutting it down leaves the file open for the goodbye."""
-
-    def __init__(self, writer: StoreWriter) -> None:
-        self._writer = writer
-
-    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
-        try:
-            kept = self._writer.take("logs", batch)
-        except Exception:  # noqa: BLE001 - the law: never break the program
-            swallow("store.export_logs")
-            kept = False
-        return LogRecordExportResult.SUCCESS if kept else LogRecordExportResult.FAILURE
-
-    def shutdown(self) -> None:
-        """Nothing: the pipeline closes the writer once all three signals are flushed."""
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:  # noqa: ARG002 - the SDK's signature
-        return True
-
-
-class _Metrics(MetricExporter):
-    """Collections to rows, cumulative, so that the newest point tells the whole run."""
-
-    def __init__(self, writer: StoreWriter) -> None:
-        kinds = (SdkCounter, UpDownCounter, Histogram, ObservableCounter, ObservableUpDownCounter, ObservableGauge)
-        super().__init__(preferred_temporality=dict.fromkeys(kinds, AggregationTemporality.CUMULATIVE))
-        self._writer = writer
-
-    def export(
-        self,
-        metrics_data: MetricsData,
-        timeout_millis: float = 10_000,  # noqa: ARG002 - the SDK's signature
-        **kwargs: Any,  # noqa: ARG002
-    ) -> MetricExportResult:
-        try:
-            kept = self._writer.take("points", [metrics_data])
-        except Exception:  # noqa: BLE001 - an error here would end periodic export for good
-            swallow("store.export_metrics")
-            kept = False
-        return MetricExportResult.SUCCESS if kept else MetricExportResult.FAILURE
-
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:  # noqa: ARG002 - the SDK's signature
-        return True
-
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Nothing: the pipeline closes the writer once all three signals are flushed."""

@@ -27,9 +27,11 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_ml import names
+from otel_ml.store import file as file_module
 from otel_ml.store import writer as writer_module
+from otel_ml.store.file import is_network
 from otel_ml.store.schema import COLUMNS
-from otel_ml.store.writer import StoreWriter, is_network
+from otel_ml.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     import subprocess
@@ -524,6 +526,28 @@ def test_deleted_folder_starts_a_new_file(program: Callable[..., Program], runs:
     assert rows(only(runs), "process", "run_name", "outcome") == [("digits", "finished")]
 
 
+def test_overwritten_file_is_left_for_a_new_one(
+    program: Callable[..., Program], runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where others write over the file that SQLite still knows by heart, the next is in a new one; said once."""
+    one = program()
+    one.span("spoiled")
+    one.flush()
+    (path,) = (runs / "run-1").glob("*.sqlite")
+    with path.open("r+b") as file:
+        file.write(b"\xa5" * path.stat().st_size)
+    for name in ("here", "there"):
+        one.span(name)
+        one.flush()
+    one.end()
+
+    (other,) = set((runs / "run-1").glob("*.sqlite")) - {path}
+    assert rows(other, "spans", "name") == [("here",), ("there",)]
+    assert rows(other, "process", "run_name", "outcome") == [("digits", "finished")]
+    assert one.writer.dropped() == {}
+    assert [record.getMessage().count("damaged, a new one is begun") for record in caplog.records] == [1]
+
+
 def test_exports_after_the_goodbye_are_counted(program: Callable[..., Program]) -> None:
     """A late export fails, is counted, and opens nothing again."""
     one = program()
@@ -627,7 +651,7 @@ def test_network_filesystem_gets_a_rollback_journal(
     program: Callable[..., Program], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where machines share the disk, no write-ahead log is used, and rows are there all the same."""
-    monkeypatch.setattr(writer_module, "_mounts", lambda: "nas:/ / nfs4 rw 0 0\n")
+    monkeypatch.setattr(file_module, "_mounts", lambda: "nas:/ / nfs4 rw 0 0\n")
     one = program()
     one.span("a")
     one.flush()
