@@ -47,10 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from opentelemetry.sdk._logs.export import LogRecordExporter
-    from opentelemetry.sdk.metrics.export import MetricExporter
-    from opentelemetry.sdk.trace.export import SpanExporter
-
 __all__ = ["StoreWriter"]
 
 logger = logging.getLogger("otel_ml")
@@ -128,17 +124,17 @@ class StoreWriter:
         self._metric_exporter = StoreMetrics(self.take)
 
     @property
-    def span_exporter(self) -> SpanExporter:
+    def span_exporter(self) -> StoreSpans:
         """Where a span processor sends spans."""
         return self._span_exporter
 
     @property
-    def log_exporter(self) -> LogRecordExporter:
+    def log_exporter(self) -> StoreLogs:
         """Where a log record processor sends logs and events."""
         return self._log_exporter
 
     @property
-    def metric_exporter(self) -> MetricExporter:
+    def metric_exporter(self) -> StoreMetrics:
         """Where a metric reader sends its collections; cumulative."""
         return self._metric_exporter
 
