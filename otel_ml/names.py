@@ -237,6 +237,7 @@ EVENT_RECOMPILED = Event("ml.compile.recompiled", "A function was compiled again
 EVENT_ANOMALY = Event("ml.anomaly", "Something is not as it was: kind, evidence, advice.")
 EVENT_CHECKPOINT_SAVED = Event("ml.checkpoint.saved", "A checkpoint was written.")
 EVENT_CHECKPOINT_LOADED = Event("ml.checkpoint.loaded", "A checkpoint was read.")
+EVENT_CHECKPOINT_FAILED = Event("ml.checkpoint.failed", "A checkpoint could not be written or read.")
 EVENT_CONFIG = Event("ml.config", "What ran: command line, versions, model, optimizers.")
 EVENT_DIAGNOSIS = Event("ml.diagnosis", "The verdict on where the time went.")
 EVENT_PROBE = Event("otel_ml.probe", "Sent by `otel-ml doctor --path` to see whether it arrives.")

@@ -89,7 +89,7 @@ CHECKPOINT = 13  #  payload dict             -
 DEVICE_TRAIN = 14  #  function's index       samples | tokens << 32, or -1; a Deferred that knows them and more
 DEVICE_GRAD = 15  #   as DEVICE_TRAIN: gradients alone come out of it, the weights are updated elsewhere
 DEVICE_UPDATE = 16  # function's index       -
-DEVICE_CALL = 17  #   root's index           samples | tokens << 32, or -1
+DEVICE_CALL = 17  #   root's index           samples | tokens << 32, or -1; FAILED where it raised
 DEVICE_WAIT = 18  #   -                      -
 NUMBERED = 19  #  the number that the program gives its next step
 # What the program says of itself; these override what is inferred.

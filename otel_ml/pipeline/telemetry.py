@@ -337,9 +337,9 @@ class Telemetry:
         tags = {names.CHECKPOINT_OPERATION: operation}
         if payload["error"] is not None:
             tags[names.ERROR_TYPE] = payload["error"]
-        if "background" in payload:
+        if payload.get("background") is not None:
             self.instruments.observe(names.CHECKPOINT_BACKGROUND, [payload["background"]], None)
-        else:
+        elif "background" not in payload:
             self.instruments.observe(names.CHECKPOINT_DURATION, [seconds], tags)
         size = payload.get("size")
         if size is not None:
@@ -350,7 +350,11 @@ class Telemetry:
             names.CHECKPOINT_BACKGROUND_S: payload.get("background"), names.ERROR_TYPE: payload["error"],
         }  # fmt: skip
         self.spans.rare(rare, names.SPAN_CHECKPOINT, {k: v for k, v in details.items() if v is not None})
-        if payload["error"] is None and "pending" not in payload:
+        if payload["error"] is not None:
+            what = "saved" if operation == "save" else "loaded"
+            body = f"checkpoint not {what}: {payload.get('path', 'a stream')}: {payload['error']}"
+            self.records.event(names.EVENT_CHECKPOINT_FAILED, body, details, rare.end, severity=SeverityNumber.WARN)
+        elif "pending" not in payload:
             event, said = names.EVENT_CHECKPOINT_LOADED, "loaded"
             if operation == "save":
                 event, said = names.EVENT_CHECKPOINT_SAVED, "saved"

@@ -26,6 +26,7 @@ from otel_ml.core.recorder import (
     DEVICE_TRAIN,
     DEVICE_UPDATE,
     DONE,
+    FAILED,
     OPEN,
 )
 from otel_ml.errors import guard, swallow
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls", "Function", "bare", "miss"]
 
-_KEEP_EVERY_NS = 2_000_000  # between calls whose scalars are kept
+_RATE_NS = 2_500_000  # a call, on average: faster, and not every one's scalars are kept
+_WINDOW = 64  # calls whose scalars are kept before it is asked how fast they come
+_SPARSE_NS = 10_000_000  # between calls whose scalars are kept, of those that come faster
 _VARIES = -1.0  # operations of a function that is called with batches of several sizes: not known of each call
 _AHEAD = 64  # functions traced ahead of time that wait to be compiled
 _ENDED = 1000
-_KEEP_FIRST = 64  # calls whose scalars are kept however fast they come
 # Whose jitted functions are not the program's own: by the top level of where they are defined.
 _LIBRARIES = frozenset({"jax", "jaxlib", "optax", "orbax", "flax", "equinox", "chex", "haiku", "grain"})
 # Where those libraries wrap what is the program's.
@@ -72,8 +74,8 @@ class Function:
     """One function of the program's, in all its traced forms."""
 
     __slots__ = (
-        "__weakref__", "alone", "batch", "calls", "code", "flops", "kept", "last", "name", "names", "number",
-        "packed", "picks", "seen", "told", "value",
+        "__weakref__", "alone", "batch", "calls", "code", "due", "flops", "last", "name", "names", "number", "packed",
+        "picks", "seen", "since", "told", "value", "window",
     )  # fmt: skip
 
     def __init__(self, name: str, value: Any) -> None:
@@ -88,7 +90,9 @@ class Function:
         self.batch: Any = None  # how to reach the batch, once several sizes were seen
         self.calls = 0
         self.told = 0  # of those, the drain's
-        self.kept = 0
+        self.due = 0  # when a call's scalars are kept again; 0 while all are
+        self.window = 0  # the calls there were when a window began, and
+        self.since = 0  # when that was
         self.flops: float | None = None
         self.seen: dict[int, Any] = {}  # jaxprs by id, weakly
         self.last: Signature | None = None
@@ -97,6 +101,12 @@ class Function:
     def learns(self) -> bool:
         """Whether it trains, or yields gradients."""
         return self.code in (DEVICE_TRAIN, DEVICE_GRAD)
+
+    def _pace(self, at: int) -> None:
+        """Another window of calls begins; where they come too fast, it is of one that is kept and a time of none."""
+        fast = (self.calls - self.window) * _RATE_NS > at - self.since and self.since
+        self.window, self.since = self.calls, at
+        self.due = at + _SPARSE_NS if fast else 0
 
     def called(self, recorder: Any, start: int, end: int, args: Any, kwargs: Any, out: Any) -> None:
         """Record one call that has just been dispatched."""
@@ -120,8 +130,9 @@ class Function:
                     recorder.turn(self.number)
                 if runtime.profiler is not None:
                     runtime.profiler.turned("jax", recorder.number)
-            if self.picks and (end - self.kept >= _KEEP_EVERY_NS or self.calls <= _KEEP_FIRST):
-                self.kept = end
+            if self.picks and end >= self.due:
+                if self.due or self.calls - self.window >= _WINDOW:
+                    self._pace(end)
                 recorder.defers = True
                 told = Leaves(told, self.names, [get(out) for get in self.picks], self.value)
         if len(recorder.buffer) < recorder.limit:
@@ -273,7 +284,11 @@ class Calls:
             if not clean():
                 return infer(fun, ji, args, kwargs)
             miss.start, miss.jit_info, miss.reason, miss.name = now(), ji, None, None
-            result = infer(fun, ji, args, kwargs)
+            try:
+                result = infer(fun, ji, args, kwargs)
+            except Exception:
+                self._failed(fun, miss.start)
+                raise
             with guard("a jitted function"):
                 if not _is_library(fun):
                     miss.name = str(result[0].params["name"])
@@ -309,6 +324,9 @@ class Calls:
                 swallow("a jitted function")
             try:
                 result = run(p, args_flat, fun, args, kwargs)
+            except Exception:
+                self._failed(fun, start)
+                raise
             finally:
                 miss.start = miss.reason = miss.name = None
             if function is not None:
@@ -325,6 +343,15 @@ class Calls:
         patches.set(pjit, "jit_trace", jit_trace)
         patches.set(pjit, "_infer_params", _infer_params)
         patches.set(pjit, "_run_python_pjit", _run_python_pjit)
+
+    def _failed(self, fun: Any, start: int | None) -> None:
+        """A call raised: of a function that is known and does not train, it is one that served and failed."""
+        with guard("a jitted call that failed"):
+            function = self.functions.get(id(fun))
+            if function is not None and function.code == DEVICE_CALL:
+                recorder, end = recorders.mine(), now()
+                recorder.edge()
+                recorder.record(DEVICE_CALL, end if start is None else start, end, function.number, FAILED)
 
     def install_proxy(self, patches: Patches) -> None:
         """The way out where JAX has no such hook: what `jax.jit` returns from now on is wrapped."""
@@ -411,8 +438,12 @@ class Calls:
                 return ours
 
             def both(jitted: Any, args: Any, kwargs: Any, out: Any) -> None:
+                try:
+                    theirs(jitted, args, kwargs, out)
+                except Exception:
+                    self._failed(getattr(jitted, "_fun", None), None)
+                    raise
                 ours(jitted, args, kwargs, out)
-                theirs(jitted, args, kwargs, out)
 
             return both
 

@@ -48,6 +48,26 @@ class Checkpoints:
         ):  # fmt: skip
             if name in vars(owner):
                 patches.set(owner, name, self._timed(vars(owner)[name], operation, later=owner is behind))
+        for name in ("wait_until_finished", "check_for_errors"):
+            if name in vars(behind):
+                patches.set(behind, name, self._heard(vars(behind)[name]))
+
+    def _heard(self, original: Any) -> Any:
+        """Where orbax tells that what it wrote behind the program failed, by raising once."""
+
+        @functools.wraps(original)
+        def ask(mine: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(mine, *args, **kwargs)
+            except Exception as failure:
+                with guard("a checkpoint's failure"):
+                    if self._pending:
+                        at, error = now(), type(failure).__qualname__
+                        payload = {"operation": "save", "error": error, "background": None, **self._pending.popleft()}
+                        recorders.mine().record(CHECKPOINT, at, at, payload)
+                raise
+
+        return ask
 
     def _timed(self, original: Any, operation: str, *, later: bool) -> Any:
         @functools.wraps(original)
@@ -89,7 +109,7 @@ class Checkpoints:
             return
         with guard("a checkpoint's end"):
             end = now()
-            about = self._pending.popleft() if self._pending else {}
+            about: dict[str, Any] = self._pending.popleft() if self._pending else {}
             payload: dict[str, Any] = {"operation": "save", "error": None, "background": float(seconds), **about}
             if "save" in self._bytes:
                 payload["size"] = self._bytes.pop("save")

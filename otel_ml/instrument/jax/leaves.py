@@ -62,7 +62,7 @@ class Leaves(Deferred):
                 lost.count += 1
             elif array.is_ready():
                 value = self.value(array)
-                scalars[name] = float(value if not value.ndim else value.mean())
+                scalars[name] = float(value.item() if value.size == 1 else value.mean())
         except RuntimeError:  # donated meanwhile
             lost.count += 1
         except Exception:  # noqa: BLE001 - the law: never break the program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -322,6 +323,23 @@ def test_inference() -> None:
     assert counts(seen) == {"inference": 20}
 
 
+def test_failed_requests() -> None:
+    """A call that raises is a request that failed: its arguments do not fit, or it is not to give a NaN and did."""
+    model = jax.jit(lambda params, x: jnp.log(x @ params["w"] + params["b"]))
+    with capture() as seen:
+        params = weights()
+        for _ in range(3):
+            model(params, abs(X)).block_until_ready()
+        for _ in range(2):
+            with pytest.raises(TypeError, match="dot_general"):
+                model(params, X.T)
+        with jax.debug_nans(True), pytest.raises(FloatingPointError):
+            model(params, -abs(X))
+
+    requests = {p["attributes"]["ml.outcome"]: p["value"] for p in seen.metrics if p["name"] == "ml.inference.requests"}
+    assert requests == {"ok": 3, "failed": 3}
+
+
 @pytest.mark.parametrize(
     "transformed",
     [
@@ -533,14 +551,17 @@ def test_storm() -> None:
 # --- time and values ----------------------------------------------------------------------
 
 
-def test_phases() -> None:
+@pytest.mark.parametrize(
+    "read", [jax.block_until_ready, float, lambda loss: loss.item()], ids=["block", "float", "item"]
+)
+def test_phases(read: Callable[[Any], Any]) -> None:
     """A step's time is host, wait, compile and residual, which sum to it; forward and backward are one program."""
     train = jax.jit(step)
     with capture() as seen:
         params = weights()
         for _ in range(5):
             params, loss = train(params, X, Y)
-            loss.block_until_ready()
+            read(loss)
 
     rows = seen.steps()
     phases = [{k.rpartition(".")[2]: v for k, v in row.items() if k.startswith("ml.step.phase.")} for row in rows]
@@ -680,10 +701,12 @@ def test_orbax(tmp_path: Path) -> None:
         if log["event_name"] and log["event_name"].startswith("ml.checkpoint")
     ]
     assert sorted(told) == [
-        ("loaded", "/behind"), ("saved", "/at once"), ("saved", "/behind"), ("saved", "/managed/3"),
+        ("failed", "/none"), ("loaded", "/behind"),
+        ("saved", "/at once"), ("saved", "/behind"), ("saved", "/managed/3"),
     ]  # fmt: skip
-    saved = [log["attributes"] for log in seen.logs if "ml.checkpoint.path" in log["attributes"]]
-    assert all(about["ml.checkpoint.size"] >= 64 * 64 * 4 for about in saved)
+    known = [log["attributes"] for log in seen.logs if "ml.checkpoint.path" in log["attributes"]]
+    sizes = {about["ml.checkpoint.path"].rpartition("/")[2]: about.get("ml.checkpoint.size", 0) for about in known}
+    assert {name for name, size in sizes.items() if size >= 64 * 64 * 4} == {"behind", "at once", "3"}
     histograms = [p for p in seen.metrics if "checkpoint" in p["name"] and "count" in p]
     points = {(p["name"], tuple(p["attributes"].items())): p["count"] for p in histograms}
     assert points["ml.checkpoint.background.duration", ()] == 2
@@ -692,3 +715,56 @@ def test_orbax(tmp_path: Path) -> None:
     totals = seen.totals
     assert totals is not None
     assert (totals.checkpoints_saved, totals.checkpoints_loaded) == (3, 1)  # the one that failed is none
+
+
+class Refused:
+    """What orbax waits for behind the program, and never gets."""
+
+    def result(self, timeout: float | None = None) -> None:
+        """Fail."""
+        raise OSError(28, "No space left on device")
+
+
+def test_orbax_fails_behind(tmp_path: Path) -> None:
+    """A save that fails behind the program is told of where orbax tells it, and the next one bears its own path."""
+    import orbax.checkpoint as ocp
+
+    class Handler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]
+        """Writes a file, or fails to once it has been asked to."""
+
+        def __init__(self) -> None:
+            self.fails = True
+
+        async def async_save(self, directory: Any, **_: Any) -> Any:
+            return [Refused()] if self.fails else []
+
+        def save(self, directory: Any, **_: Any) -> None:
+            raise NotImplementedError
+
+        def restore(self, directory: Any, **_: Any) -> None:
+            raise NotImplementedError
+
+    train = jax.jit(step)
+    with capture() as seen:
+        params, _ = train(weights(), X, Y)
+        handler = Handler()
+        with ocp.AsyncCheckpointer(handler) as behind:
+            behind.save(tmp_path / "lost")
+            with pytest.raises(OSError, match="No space left"):
+                behind.wait_until_finished()
+            handler.fails = False
+            behind.save(tmp_path / "kept")
+        train(params, X, Y)
+
+    told = {
+        (log["event_name"], log["body"].replace(str(tmp_path), ""), log["attributes"].get("error.type"))
+        for log in seen.logs
+        if log["event_name"] and log["event_name"].startswith("ml.checkpoint")
+    }
+    assert told == {
+        ("ml.checkpoint.failed", "checkpoint not saved: /lost: OSError", "OSError"),
+        ("ml.checkpoint.saved", "checkpoint saved: /kept", None),
+    }
+    totals = seen.totals
+    assert totals is not None
+    assert (totals.steps, totals.checkpoints_saved) == (2, 1)
