@@ -84,7 +84,7 @@ def _read(name: str, value: Any) -> float | Deferred | None:
                 return read
         elif hasattr(value, "is_cpu") or hasattr(value, "is_ready"):
             # A framework that is not hooked: what is on a device could have to be waited for.
-            if value.is_cpu if hasattr(value, "is_cpu") else value.is_ready():
+            if value.is_cpu if hasattr(value, "is_cpu") else not value.is_deleted() and value.is_ready():
                 return float(value.item())
         elif not isinstance(value, (str, bytes)) and getattr(value, "size", 1) == 1:
             return float(value.item() if hasattr(value, "item") else value)

@@ -134,6 +134,7 @@ class Recorder:
         "extend",
         "held",
         "ident",
+        "kept",
         "last",
         "limit",
         "merged_from",
@@ -167,6 +168,7 @@ class Recorder:
         self.tracker: Any = None  # the drain's
         self.held: list[Any] = []  # the drain's
         self.defers = False  # a Deferred was recorded
+        self.kept: Any = None  # the last one of a compiled function's call, while the program has not read it
         self.apart = False  # something of APART was recorded
         self.steady: Any = None  # the drain's
         self.number = 0

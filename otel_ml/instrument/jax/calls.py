@@ -134,7 +134,7 @@ class Function:
                 if self.due or self.calls - self.window >= _WINDOW:
                     self._pace(end)
                 recorder.defers = True
-                told = Leaves(told, self.names, [get(out) for get in self.picks], self.value)
+                recorder.kept = told = Leaves(told, self.names, [get(out) for get in self.picks], self.value)
         if len(recorder.buffer) < recorder.limit:
             recorder.extend((code, start, end, self.number, told))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.deferred import Deferred, Values
@@ -32,41 +33,72 @@ lost = _Lost()
 class Leaves(Deferred):
     """The scalars of one call, by name."""
 
-    __slots__ = ("arrays", "names", "packed", "value")
+    __slots__ = ("arrays", "done", "known", "names", "packed", "value")
 
     def __init__(self, packed: int, names: tuple[str, ...], arrays: list[Any], value: Callable[[Any], Any]) -> None:
         self.packed = packed
         self.names = names
         self.arrays = arrays
         self.value = value
+        self.known: dict[str, float] = {}
+        self.done = False
+
+    def seen(self, array: Any, value: Any) -> bool:
+        """The program has just read this array; whether it may read more of these."""
+        try:
+            at = next((n for n, mine in enumerate(self.arrays) if mine is array), None)
+            if at is None:
+                return False
+            self.known[self.names[at]] = _number(value)
+            self.arrays[at] = None
+            return any(mine is not None for mine in self.arrays)
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("taking a value that the program read")
+            return False
 
     def ready(self) -> bool:
         """Whether every scalar has been computed, or is gone."""
         try:
-            return all(a.is_deleted() or a.is_ready() for a in self.arrays)
-        except Exception:  # noqa: BLE001 - given away between the two questions
+            self.done = all(array is None or _settled(array) for array in self.arrays)
+        except Exception:  # noqa: BLE001 - the law: never break the program
+            swallow("asking for a device's value")
             return True
+        return self.done
 
     def read(self) -> Values:
         """What there is; a scalar that was donated is counted, one that is not ready is left out."""
-        scalars: dict[str, float] = {}
         for name, array in zip(self.names, self.arrays, strict=True):
-            self._read(name, array, scalars)
+            if array is not None:
+                self._read(name, array)
         self.arrays = []  # let go of the device's memory
         self.names = ()
-        return Values(self.packed, scalars)
+        return Values(self.packed, self.known)
 
-    def _read(self, name: str, array: Any, scalars: dict[str, float]) -> None:
+    def _read(self, name: str, array: Any) -> None:
         try:
-            if array.is_deleted():
-                lost.count += 1
-            elif array.is_ready():
-                value = self.value(array)
-                scalars[name] = float(value.item() if value.size == 1 else value.mean())
-        except RuntimeError:  # donated meanwhile
+            if self.done or _settled(array):
+                self.known[name] = _number(self.value(array))
+        except RuntimeError:  # donated
             lost.count += 1
         except Exception:  # noqa: BLE001 - the law: never break the program
             swallow("reading a device's value")
+
+
+def _settled(array: Any) -> bool:
+    """Whether it has been computed, or is gone.
+
+    Both are asked in one step under the interpreter lock: JAX crashes the process when it is asked whether an array is
+    ready that another thread has just deleted.
+    """
+    return any(map(_called, (array.is_deleted, array.is_ready)))
+
+
+_called = methodcaller("__call__")
+
+
+def _number(value: Any) -> float:
+    """A number, the mean of what each device has."""
+    return float(value.mean() if getattr(value, "ndim", 0) else value)
 
 
 def recorded(value: Callable[[Any], Any], array: Any) -> Leaves | None:

@@ -24,7 +24,7 @@ local = recorders.local
 def reader(jax: Any) -> Any:
     """How to read an array's value as NumPy without its being noted as the program's.
 
-    What is in the host's memory already is read there: a sixth of what JAX's own way takes. It may have one axis then.
+    What is in the host's memory already is read there: a sixth of what JAX's own way takes.
     """
     np = jax._src.array.np  # JAX's own: it needs NumPy, we do not
     value = vars(jax._src.array.ArrayImpl)["_value"].fget
@@ -32,10 +32,11 @@ def reader(jax: Any) -> Any:
 
     def read(array: Any) -> Any:
         try:
-            return np.frombuffer(array, array.dtype)
+            found = np.frombuffer(array, array.dtype)
         except BufferError:  # on another device, on several, or of a type that a buffer cannot have
             with allowed("allow"):  # what the program forbids itself is not said of us
                 return value(array)
+        return found[0] if found.size == 1 else found
 
     return read
 
@@ -55,9 +56,12 @@ def install(jax: Any, patches: Patches) -> None:
                 return original(self)
             start = now()
             try:
-                return original(self)
+                result = original(self)
             finally:
                 recorder.record(DEVICE_WAIT, start, now())
+            if cached and recorder.kept is not None:
+                _seen(recorder, self, result)
+            return result
 
         return wait
 
@@ -90,10 +94,20 @@ def _item(original: Any) -> Any:
             return original(self, *args)
         start = now()
         try:
-            return original(self, *args)
+            result = original(self, *args)
         finally:
             end, last = now(), recorder.buffer[-WIDTH:]
             if not last or last[1] < start:
                 recorder.record(DEVICE_WAIT, start, end)
+        if recorder.kept is not None:
+            _seen(recorder, self, result)
+        return result
 
     return item
+
+
+def _seen(recorder: Any, array: Any, value: Any) -> None:
+    """What the program has read, the drain need not."""
+    kept = recorder.kept
+    if kept is not None and not kept.seen(array, value):
+        recorder.kept = None

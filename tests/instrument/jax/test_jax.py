@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -596,6 +595,47 @@ def test_named_values() -> None:
         "ml.training.grad_norm": float(metrics["grad_norm"]),
         "ml.step.scalar.accuracy": 0.25,
     }
+
+
+READS: dict[str, Callable[[Any], Any]] = {
+    "none": lambda _: None,
+    "one": lambda metrics: float(metrics["loss"]),
+    "all": lambda metrics: [metrics[name].item() for name in ("grad_norm", "loss")],
+    "later": lambda metrics: metrics["params"].block_until_ready(),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_values_that_the_program_reads(read: Callable[[Any], Any]) -> None:
+    """Whatever the program reads of a step's values itself, and in whatever order, each of them is in its step."""
+
+    @jax.jit
+    def train(params: Any, x: Any, y: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(params, x, y)
+        params = descend(params, grads)
+        return params, {"loss": loss, "grad_norm": jnp.sum(grads["w"] ** 2), "params": params["w"]}
+
+    told, params = [], weights()
+    with capture() as seen:
+        for _ in range(100):
+            params, metrics = train(params, X, Y)
+            read(metrics)
+            told.append(metrics)
+
+    known = [(row["ml.training.loss"], row["ml.training.grad_norm"]) for row in seen.steps()[:64]]
+    assert known == [(float(metrics["loss"]), float(metrics["grad_norm"])) for metrics in told[:64]]
+
+
+def test_deleted_values_are_absent() -> None:
+    """A loss that the program deletes is absent, and JAX is not asked for it: that would end the process."""
+    train, params = jax.jit(step), weights()
+    with capture() as seen:
+        for n in range(4):
+            params, loss = train(params, X, Y)
+            if n % 2:
+                loss.delete()
+
+    assert [loss is None for loss in losses(seen)] == [False, True, False, True]
 
 
 def test_donated_values_are_absent() -> None:
