@@ -49,7 +49,8 @@ def print_run(directory: Path, run_id: str, *, ending: Ending, file: TextIO | No
 
     `ending` is what the launcher saw of its child; it overrules what the program could say of its own end.
     """
-    from otel_ml.store.reader import RunReader, read_run
+    from otel_ml.store.reader import RunReader
+    from otel_ml.store.runs import read_run
     from otel_ml.store.schema import run_folder
 
     run = read_run(run_folder(directory, run_id))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from otel_ml.errors import CommandError
 from otel_ml.overview import literal
 from otel_ml.settings import Settings
-from otel_ml.store.reader import RunReader, find_run
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import find_run
 
 if TYPE_CHECKING:
     import argparse

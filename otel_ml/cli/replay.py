@@ -24,7 +24,8 @@ from otel_ml.errors import CommandError, StoreError
 from otel_ml.overview import literal
 from otel_ml.settings import Settings, endpoint_configured
 from otel_ml.store.outbox import SIGNALS
-from otel_ml.store.reader import find_run, list_runs, undelivered
+from otel_ml.store.reader import undelivered
+from otel_ml.store.runs import find_run, list_runs
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from otel_ml.export.sender import Sender
     from otel_ml.export.spool import Report
-    from otel_ml.store.reader import Run
+    from otel_ml.store.runs import Run
 
 __all__ = ["prepare_parser", "run"]
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from otel_ml.errors import CommandError
 from otel_ml.overview import console_for, literal, size
 from otel_ml.settings import Settings
-from otel_ml.store.reader import delete_run, find_run, list_runs
+from otel_ml.store.runs import delete_run, find_run, list_runs
 from otel_ml.watch.diagnosis import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otel_ml.store.reader import Run
+    from otel_ml.store.runs import Run
 
 __all__ = ["prepare_parser", "run"]
 

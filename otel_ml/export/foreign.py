@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from otel_ml import names
 from otel_ml.errors import CommandError
 from otel_ml.store.outbox import SIGNALS
-from otel_ml.store.reader import read_run
 from otel_ml.store.rows import json_of, text_of
+from otel_ml.store.runs import read_run
 from otel_ml.store.schema import SUFFIX, insert, migrate, run_folder
 from otel_ml.totals import RunTotals
 

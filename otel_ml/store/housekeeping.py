@@ -30,7 +30,7 @@ def make_room(
         total_age_s: runs last written longer ago than this go.
         deleted: told the reason for each run that is gone, `run_age` or `total_bytes`.
     """
-    from otel_ml.store import reader
+    from otel_ml.store.runs import delete_run, read_run
 
     try:
         runs: list[tuple[float, int, Path]] = []
@@ -42,10 +42,10 @@ def make_room(
             old = time.time() - written > total_age_s
             if folder.name == own or not (old or total > total_bytes):
                 continue
-            run = reader.read_run(folder)
+            run = read_run(folder)
             # What cannot be read is left to a person, what lives to itself.
             if run is not None and not run.problems and run.state != "running":
-                reader.delete_run(directory, run)
+                delete_run(directory, run)
                 total -= size
                 deleted("run_age" if old else "total_bytes")
     except FileNotFoundError:

@@ -163,7 +163,7 @@ class StoreWriter:
             trace_encoder,
         )
 
-        from otel_ml.store import reader  # noqa: F401
+        from otel_ml.store import runs  # noqa: F401
 
     def open_gate(self) -> None:
         """Let records through from now on, those held back first; the first step calls it.

@@ -21,7 +21,8 @@ from math import sqrt
 from pathlib import Path
 from statistics import median, quantiles
 
-from otel_ml.store.reader import RunReader, find_run
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import find_run
 from tests.bench import loops
 
 WORKLOADS = ("mlp", "jax_fast", "jax_slow")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_ml.cli.main import main
-from otel_ml.store.reader import RunReader, find_run, list_runs
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import find_run, list_runs
 from otel_ml.totals import RunTotals
 from tests.store.conftest import Program
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_ml.store.reader import RunReader, find_run, list_runs
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import find_run, list_runs
 
 if TYPE_CHECKING:
     from otel_ml.totals import RunTotals

@@ -16,7 +16,7 @@ from tests.e2e.backends import backend, ports, started, until
 from tests.e2e.launching import BIN, RUN, launch, recorded
 
 if TYPE_CHECKING:
-    from otel_ml.store.reader import SpanRow
+    from otel_ml.store.records import SpanRow
 
 DDP = Path(__file__).parent.parent / "faults" / "programs" / "ddp.py"
 RUN_TRACES = {"ml.run", "ml.evaluation", "ml.compile", "ml.checkpoint"}  # roots that are always kept

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_ml.store.reader import delete_run, find_run, read_run
+from otel_ml.store.runs import delete_run, find_run, read_run
 from tests.e2e.launching import RUN, environment, launch, recorded
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_ml.export.jsonlines import requests_in
-from otel_ml.store.reader import list_runs
+from otel_ml.store.runs import list_runs
 from tests.e2e.backends import backend, ports, started
 from tests.e2e.launching import BIN, RUN, environment, launch, recorded, totals
 from tests.e2e.test_collector import COLLECTOR, parsed

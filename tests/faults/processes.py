@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, final
 
-from otel_ml.store.reader import list_runs
+from otel_ml.store.runs import list_runs
 from tests.e2e.launching import Outcome, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from otel_ml.store.reader import Run
+    from otel_ml.store.runs import Run
 
 __all__ = ["PROGRAMS", "Process", "once", "run", "side_by_side", "stored", "wait_until"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from otel_ml.store.reader import read_run
+from otel_ml.store.runs import read_run
 from tests.e2e.launching import INSTRUMENT, PLAIN, RUN, recorded, step_records, totals
 from tests.faults.processes import Process, once, side_by_side, stored
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_ml.store.reader import RunReader, list_runs
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import list_runs
 from tests.e2e.launching import PLAIN, RUN, environment
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_ml.store.ending import FILE, Ending, read_ending, write_ending
-from otel_ml.store.reader import delete_run, find_run
+from otel_ml.store.runs import delete_run, find_run
 from tests.store.test_reader import change, file_of
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from opentelemetry import trace
 
 from otel_ml import names
 from otel_ml.errors import NewerStoreError, StoreError
-from otel_ml.store import reader as reader_module
-from otel_ml.store import schema
-from otel_ml.store.reader import RunReader, delete_run, find_run, list_runs
+from otel_ml.store import opening, schema
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import delete_run, find_run, list_runs
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
@@ -626,7 +626,7 @@ def test_file_of_an_older_version_is_read_and_left_as_it_is(
     ended(program)
     before = file_of(runs).read_bytes()
     migrations = [*schema.MIGRATIONS, m002_renames]
-    for module in (schema, reader_module):
+    for module in (schema, opening):
         monkeypatch.setattr(module, "MIGRATIONS", migrations)
 
     assert find_run(runs, None).name == "migrated"
@@ -690,7 +690,8 @@ def test_reader_needs_neither_sdk_nor_framework(program: Callable[..., Program],
     source = f"""
 import sys
 from pathlib import Path
-from otel_ml.store.reader import RunReader, find_run
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import find_run
 reader = RunReader(find_run(Path({str(runs)!r}), None))
 assert [log.step for log in reader.logs("ml.step")] == [0] and len(reader.totals()) == 1
 print(sorted({{"opentelemetry", "google", "torch", "jax", "numpy"}} & set(sys.modules)))
