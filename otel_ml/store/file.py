@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml import names
 from otel_ml.errors import StoreError
 from otel_ml.store.rows import json_of, text_of
-from otel_ml.store.schema import SUFFIX, boot_and_start, insert, migrate, run_folder
+from otel_ml.store.schema import SUFFIX, TAILS, boot_and_start, insert, migrate, run_folder
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["BUSY_S", "StoreFile", "bytes_of", "is_damaged", "is_network"]
 
 BUSY_S = 1.0  # how long a write waits for a reader of a rollback-journal file
-TAILS = ("", "-wal", "-shm", "-journal")
 MAGIC = b"SQLite format 3\0"
 NETWORK = frozenset(
     {

@@ -26,7 +26,7 @@ from otel_ml.errors import StoreError
 from otel_ml.store.ending import FILE, Ending, read_ending
 from otel_ml.store.opening import attempt, opened, select
 from otel_ml.store.records import last_event, points_of
-from otel_ml.store.schema import EXTRAS, SUFFIX, boot_and_start, has_proc
+from otel_ml.store.schema import EXTRAS, SUFFIX, TAILS, boot_and_start, has_proc
 from otel_ml.totals import RunTotals
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ __all__ = [
 State = Literal["running", "finished", "failed", "interrupted", "killed", "lost"]
 
 FRESH_S = 60.0  # rows younger than this say that a process on another machine lives; points come every 10 s
-TAILS = ("", "-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True)

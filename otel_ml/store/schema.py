@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "COLUMNS", "EXTRAS", "MIGRATIONS", "SUFFIX", "boot_and_start", "extra_folder", "insert", "migrate", "migration",
-    "run_folder", "run_slug",
+    "COLUMNS", "EXTRAS", "MIGRATIONS", "SUFFIX", "TAILS", "boot_and_start", "extra_folder", "insert", "migrate",
+    "migration", "run_folder", "run_slug",
 ]  # fmt: skip
 
 SUFFIX = ".sqlite"
+TAILS = ("", "-wal", "-shm", "-journal")  # what SQLite calls a file, and those beside it
 EXTRAS = ("profiles", "jax")  # folders beside the files: what profilers captured, what JAX dumped
 MAX_SLUG = 80
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
