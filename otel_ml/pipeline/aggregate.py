@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 from array import array
+from operator import sub
 from typing import TYPE_CHECKING
 
 from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
@@ -13,7 +14,7 @@ from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from otel_ml.pipeline.findings import Call, Evaluation, Rare, Step
+    from otel_ml.pipeline.findings import Call, Calls, Evaluation, Rare, Step
     from otel_ml.pipeline.steady import Block
 
 __all__ = ["Aggregate", "memory_peak"]
@@ -203,6 +204,16 @@ class Aggregate:
         self.time["productive"] += max(0, call.end - call.start - call.compiling)
         if call.samples is not None:
             self.totals.inference_samples = (self.totals.inference_samples or 0) + call.samples
+
+    def calls_of(self, calls: Calls) -> None:
+        """Count several inferences."""
+        self._spent(calls.starts[0], calls.ends[-1])
+        durations = list(map(sub, calls.ends, calls.starts))
+        self.calls.extend(durations)
+        self.time["productive"] += sum(durations)
+        samples = sum(calls.samples)
+        if samples:
+            self.totals.inference_samples = (self.totals.inference_samples or 0) + samples
 
     def rare(self, rare: Rare) -> None:
         """Count a compile or checkpoint; its time only when no step holds it."""

@@ -16,8 +16,9 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.deferred import Deferred
 from otel_ml.core.pace import LEISURE, Pace
-from otel_ml.core.recorder import APART, BUILD, WIDTH
+from otel_ml.core.recorder import APART, BUILD, FORWARD_NOGRAD, WIDTH
 from otel_ml.errors import guard, swallow
+from otel_ml.pipeline.calls import calls_ahead
 from otel_ml.pipeline.findings import Call, Rare, Step
 from otel_ml.pipeline.steady import Steady
 from otel_ml.pipeline.steps import Tracker
@@ -140,12 +141,17 @@ class Drain:
                 for other in recorders.all:
                     if other.tracker is not None:
                         other.tracker.built()
-            try:  # one event that we cannot take costs no other
-                feed(code, chunk[at + 1], chunk[at + 2], chunk[at + 3], chunk[at + 4])
-                fed()
-            except Exception:  # noqa: BLE001 - counted, and raised where we are tested
-                swallow("taking an event")
-            at += WIDTH
+            calls = calls_ahead(tracker, chunk, at) if code == FORWARD_NOGRAD else None
+            if calls is not None:
+                tracker.out.append(calls)
+                at += len(calls.starts) * WIDTH
+            else:
+                try:  # one event that we cannot take costs no other
+                    feed(code, chunk[at + 1], chunk[at + 2], chunk[at + 3], chunk[at + 4])
+                    fed()
+                except Exception:  # noqa: BLE001 - counted, and raised where we are tested
+                    swallow("taking an event")
+                at += WIDTH
             if tracker.out and not (isinstance(tracker.out[-1], Call) and len(tracker.out) < _CALLS):
                 stepped = isinstance(tracker.out[-1], Step)
                 alone = len(tracker.out) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Call", "Epoch", "Evaluation", "Item", "Output", "Point", "Rare", "Step"]
+__all__ = ["Call", "Calls", "Epoch", "Evaluation", "Item", "Output", "Point", "Rare", "Step"]
 
 
 class Item(NamedTuple):
@@ -100,4 +100,13 @@ class Call(NamedTuple):
     failed: bool = False  # an exception left it
 
 
-Output = Step | Evaluation | Call | Rare | Epoch | Point
+class Calls(NamedTuple):
+    """Consecutive calls of one model as columns, one entry a call; none failed, none compiled."""
+
+    root: int
+    starts: list[int]
+    ends: list[int]
+    samples: list[int]  # 0 where it is not known
+
+
+Output = Step | Evaluation | Call | Calls | Rare | Epoch | Point

@@ -16,6 +16,7 @@ from otel_ml.core.context import recorders, roots
 from otel_ml.core.identity import run_trace_id, step_span_id, step_trace_id
 from otel_ml.errors import swallow
 from otel_ml.pipeline.budget import Budget, stride_for
+from otel_ml.pipeline.findings import Call
 from otel_ml.pipeline.ids import OneShotIds, RememberingSampler
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from otel_ml.core.clock import Anchor
     from otel_ml.core.identity import Identity
     from otel_ml.core.recorder import Recorder
-    from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Rare, Step
+    from otel_ml.pipeline.findings import Calls, Epoch, Evaluation, Rare, Step
     from otel_ml.pipeline.steady import Block
 
 __all__ = ["LiveStep", "Marker", "Spans"]
@@ -256,6 +257,14 @@ class Spans:
                 attributes[names.OUTCOME] = "failed"
             span = self._start(names.SPAN_INFERENCE, call.start, attributes, links=[self._run_link()])
             self._end(span, call.end, "an exception left the forward pass" if call.failed else None)
+
+    def calls(self, calls: Calls) -> None:
+        """Emit some of several inferences, evenly spread, within the budget; none of them failed."""
+        count = len(calls.starts)
+        some = min(count, self._calls.available(calls.ends[-1]))
+        for n in range(some):
+            at = n * count // some
+            self.call(Call(calls.starts[at], calls.ends[at], calls.root, None))
 
     def rare(self, rare: Rare, name: str, attributes: dict[str, Any]) -> None:
         """Emit a compile or checkpoint that happened outside a step; those inside are its children."""

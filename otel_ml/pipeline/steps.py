@@ -495,6 +495,12 @@ class Tracker:
             return
         self._tell(items, end, outcome, items[0].start)
 
+    def serves(self, start: int) -> bool:
+        """Whether a root forward without grad that began at `start` is a call and changes nothing here."""
+        if self.trains or self.loose or self._within is not None:
+            return False
+        return not self.items or self.items[-1].end <= start
+
     # --- steady loops ----------------------------------------------------------------
 
     def signature(self) -> tuple[Any, ...] | None:

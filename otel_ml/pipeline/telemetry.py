@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import SeverityNumber
@@ -14,7 +15,7 @@ from otel_ml.core.context import limits, optimizers, recorders, roots, scalars
 from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import memory
 from otel_ml.pipeline.aggregate import memory_peak
-from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Point, Rare, Step
+from otel_ml.pipeline.findings import Call, Calls, Epoch, Evaluation, Point, Step
 from otel_ml.pipeline.layout import number_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from otel_ml.core.clock import Anchor
     from otel_ml.core.recorder import Recorder
     from otel_ml.pipeline.aggregate import Aggregate
+    from otel_ml.pipeline.findings import Output, Rare
     from otel_ml.pipeline.instruments import Instruments
     from otel_ml.pipeline.records import Points, Records
     from otel_ml.pipeline.spans import Spans
@@ -63,7 +65,7 @@ class Telemetry:
         self._memory_limit = memory.limit()
         self._optimizers_seen: set[int] = set()
 
-    def take(self, found: Step | Evaluation | Call | Rare | Epoch | Point | list[Call], recorder: Recorder) -> None:
+    def take(self, found: Output | list[Call], recorder: Recorder) -> None:
         """Tell of one finding, or of several calls."""
         if isinstance(found, Step):
             self._step(found, recorder)
@@ -76,6 +78,8 @@ class Telemetry:
             self._calls([found])
         elif isinstance(found, list):
             self._calls(found)
+        elif isinstance(found, Calls):
+            self._calls_alike(found)
         elif isinstance(found, Point):
             self._point(found)
         elif isinstance(found, Epoch):
@@ -301,6 +305,17 @@ class Telemetry:
             sizes = [float(c.samples) for c in several if c.samples is not None]
             if sizes:
                 self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
+
+    def _calls_alike(self, calls: Calls) -> None:
+        self.aggregate.calls_of(calls)
+        self.spans.calls(calls)
+        model = {names.MODEL_NAME: roots.facts[calls.root].get("name", roots.labels[calls.root])}
+        ended = {**model, names.OUTCOME: "ok"}
+        self.instruments.observe(names.INFERENCE_DURATION, _seconds(list(map(sub, calls.ends, calls.starts))), ended)
+        self.instruments.add(names.INFERENCE_REQUESTS, len(calls.starts), ended)
+        sizes = [float(samples) for samples in calls.samples if samples]
+        if sizes:
+            self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
 
     def _rare(self, rare: Rare) -> None:
         self.aggregate.rare(rare)
