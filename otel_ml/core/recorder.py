@@ -128,6 +128,7 @@ class Recorder:
         "alive",
         "apart",
         "buffer",
+        "cpu",
         "defers",
         "dropped",
         "expected",
@@ -168,6 +169,7 @@ class Recorder:
         self.tracker: Any = None  # the drain's
         self.held: list[Any] = []  # the drain's
         self.defers = False  # a Deferred was recorded
+        self.cpu = 0  # what the thread had computed at its last request, in nanoseconds
         self.kept: Any = None  # the last one of a compiled function's call, while the program has not read it
         self.apart = False  # something of APART was recorded
         self.steady: Any = None  # the drain's

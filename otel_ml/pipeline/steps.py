@@ -127,6 +127,8 @@ class Tracker:
         elif code == r.DEVICE_WAIT and not self.items:
             if self._aside is not None:
                 self._aside.end = end
+            elif self._early:  # what the last request was for
+                self._early[-1] = self._early[-1]._replace(end=end)
         else:
             self._event(item)
         self.last_end = max(self.last_end, end)

@@ -309,6 +309,13 @@ def test_inference() -> None:
     assert shape(track("quiet 0 5\nquiet 6 9")) == [("call", 0, 5), ("call", 6, 9)]
 
 
+def test_inference_waits() -> None:
+    """A request lasts until the program has waited for it, however often it does; the next one begins anew."""
+    assert shape(track("call 0 5\nwait 6 9\nwait 10 12\ncall 13 20\ncall 21 25\nwait 26 30")) == [
+        ("call", 0, 12), ("call", 13, 20), ("call", 21, 30),
+    ]  # fmt: skip
+
+
 def test_inference_with_grad_on() -> None:
     """A process that never trains serves calls, also with grad on; few of them are ever held back."""
     tracker = Tracker()

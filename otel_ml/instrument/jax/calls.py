@@ -12,6 +12,7 @@ import functools
 import threading
 import weakref
 from collections import deque
+from time import thread_time_ns
 from typing import TYPE_CHECKING, Any
 
 from wrapt import ObjectProxy
@@ -141,6 +142,17 @@ class Function:
             recorder.dropped += 1
 
 
+def _began(recorder: Any, start: int, end: int) -> int:
+    """When a request's dispatch began, at the earliest: it is no longer than what the thread computed since the last.
+
+    What came before it, asleep or in a socket, is not the model's.
+    """
+    cpu = thread_time_ns()
+    earliest: int = end - max(cpu - recorder.cpu, 2)
+    recorder.cpu = cpu
+    return max(start, earliest)
+
+
 def _rows(array: Any) -> int:
     shape = getattr(array, "shape", ())
     return int(shape[0]) if shape else -1
@@ -183,6 +195,8 @@ class Calls:
                 start = recorder.buffer[-3]
             except IndexError:  # the drain has just taken it
                 start = recorder.last or end - 2
+            if function.code == DEVICE_CALL and not runtime.trained:
+                start = _began(recorder, start, end)
             function.called(recorder, start + 1, end, args, kwargs, out)
         except Exception:  # noqa: BLE001 - the law: never break the program
             swallow("a jitted call")
