@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 # Those with a test of their own, here or beside this file.
 SPECIAL = {"terminated", "interrupt", "timed", "fast", "own_providers", "observed", "patient"}
 WAYS = {"plain": PLAIN, **LAUNCHERS}
-LONG = {"compile_fullgraph", "compile_in_place", "compile_inductor"}
+LONG = {"compile_fullgraph", "compile_in_place", "compile_inductor", "compile_step"}
 # What a program does is the program's and the hooks'; how it was launched matters to these.
 BY_BOTH = {
-    "compile_module", "exception", "exit_early", "inference", "jax_and_torch", "jax_libraries", "loader_fork",
-    "loader_spawn", "plain_loop", "through_children",
+    "exception", "exit_early", "inference", "jax_and_torch", "loader_fork", "loader_spawn", "plain_loop",
 }  # fmt: skip
 PROGRAMS_BY = [
     pytest.param(name, by, marks=pytest.mark.rare) if name in LONG or not (by == "otel-ml run" or name in BY_BOTH)
