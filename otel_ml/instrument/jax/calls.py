@@ -105,7 +105,7 @@ class Function:
 
     def _pace(self, at: int) -> None:
         """Another window of calls begins; where they come too fast, it is of one that is kept and a time of none."""
-        fast = (self.calls - self.window) * _RATE_NS > at - self.since and self.since
+        fast = self.since > 0 and (self.calls - self.window) * _RATE_NS > at - self.since
         self.window, self.since = self.calls, at
         self.due = at + _SPARSE_NS if fast else 0
 
@@ -301,7 +301,8 @@ class Calls:
             try:
                 result = infer(fun, ji, args, kwargs)
             except Exception:
-                self._failed(fun, miss.start)
+                if not miss.ahead:
+                    self._failed(fun, miss.start)
                 raise
             with guard("a jitted function"):
                 if not _is_library(fun):

@@ -46,12 +46,13 @@ class Leaves(Deferred):
     def seen(self, array: Any, value: Any) -> bool:
         """The program has just read this array; whether it may read more of these."""
         try:
-            at = next((n for n, mine in enumerate(self.arrays) if mine is array), None)
-            if at is None:
+            names, arrays = self.names, self.arrays  # the drain may let go of them at any moment
+            at = next((n for n, mine in enumerate(arrays) if mine is array), None)
+            if at is None or len(names) != len(arrays):
                 return False
-            self.known[self.names[at]] = _number(value)
-            self.arrays[at] = None
-            return any(mine is not None for mine in self.arrays)
+            self.known[names[at]] = _number(value)
+            arrays[at] = None
+            return any(mine is not None for mine in arrays)
         except Exception:  # noqa: BLE001 - the law: never break the program
             swallow("taking a value that the program read")
             return False
@@ -72,7 +73,7 @@ class Leaves(Deferred):
                 self._read(name, array)
         self.arrays = []  # let go of the device's memory
         self.names = ()
-        return Values(self.packed, self.known)
+        return Values(self.packed, self.known.copy())
 
     def _read(self, name: str, array: Any) -> None:
         try:

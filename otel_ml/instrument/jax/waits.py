@@ -24,7 +24,8 @@ local = recorders.local
 def reader(jax: Any) -> Any:
     """How to read an array's value as NumPy without its being noted as the program's.
 
-    What is in the host's memory already is read there: a sixth of what JAX's own way takes.
+    What is in the host's memory already is copied from there: a sixth of what JAX's own way takes. That is one step
+    under the interpreter lock, so that no other thread gives the array to the device while its memory is held here.
     """
     np = jax._src.array.np  # JAX's own: it needs NumPy, we do not
     value = vars(jax._src.array.ArrayImpl)["_value"].fget
@@ -32,8 +33,8 @@ def reader(jax: Any) -> Any:
 
     def read(array: Any) -> Any:
         try:
-            found = np.frombuffer(array, array.dtype)
-        except BufferError:  # on another device, on several, or of a type that a buffer cannot have
+            found = np.frombuffer(b"".join((array,)), array.dtype)
+        except TypeError:  # on another device, on several, or of a type that a buffer cannot have
             with allowed("allow"):  # what the program forbids itself is not said of us
                 return value(array)
         return found[0] if found.size == 1 else found
