@@ -19,7 +19,7 @@ from otel_ml.pipeline.findings import Call, Calls, Epoch, Evaluation, Point, Ste
 from otel_ml.pipeline.layout import number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.context import Context
 
@@ -298,22 +298,21 @@ class Telemetry:
             self.spans.call(call)
             roots_met.setdefault((call.root, call.failed), []).append(call)
         for (root, failed), several in roots_met.items():
-            model = {names.MODEL_NAME: roots.facts[root].get("name", roots.labels[root])}
-            ended = {**model, names.OUTCOME: "failed" if failed else "ok"}
-            self.instruments.observe(names.INFERENCE_DURATION, [(c.end - c.start) / 1e9 for c in several], ended)
-            self.instruments.add(names.INFERENCE_REQUESTS, len(several), ended)
-            sizes = [float(c.samples) for c in several if c.samples is not None]
-            if sizes:
-                self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
+            durations, samples = [c.end - c.start for c in several], [c.samples for c in several]
+            self._requests(root, durations, samples, "failed" if failed else "ok")
 
     def _calls_alike(self, calls: Calls) -> None:
         self.aggregate.calls_of(calls)
         self.spans.calls(calls)
-        model = {names.MODEL_NAME: roots.facts[calls.root].get("name", roots.labels[calls.root])}
-        ended = {**model, names.OUTCOME: "ok"}
-        self.instruments.observe(names.INFERENCE_DURATION, _seconds(list(map(sub, calls.ends, calls.starts))), ended)
-        self.instruments.add(names.INFERENCE_REQUESTS, len(calls.starts), ended)
-        sizes = [float(samples) for samples in calls.samples if samples]
+        self._requests(calls.root, list(map(sub, calls.ends, calls.starts)), calls.samples, "ok")
+
+    def _requests(self, root: int, durations: list[int], samples: Sequence[int | None], outcome: str) -> None:
+        """The metrics of several requests to one model; samples that are None or 0 are not known."""
+        model = {names.MODEL_NAME: roots.facts[root].get("name", roots.labels[root])}
+        ended = {**model, names.OUTCOME: outcome}
+        self.instruments.observe(names.INFERENCE_DURATION, _seconds(durations), ended)
+        self.instruments.add(names.INFERENCE_REQUESTS, len(durations), ended)
+        sizes = [float(size) for size in samples if size]
         if sizes:
             self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
 

@@ -15,6 +15,7 @@ from otel_ml.pipeline.calls import calls_ahead
 from otel_ml.pipeline.findings import Call, Calls
 from otel_ml.pipeline.steps import Tracker
 from otel_ml.totals import RunTotals
+from tests.pipeline.test_steady import one_by_one
 
 
 def events(seed: int) -> list[Any]:
@@ -40,15 +41,6 @@ def events(seed: int) -> list[Any]:
             flat += (r.COMPILE, clock + 1, clock + 2, payload, None)
         clock += 3
     return flat
-
-
-def one_by_one(flat: list[Any]) -> list[Any]:
-    """What the tracker says."""
-    tracker = Tracker()
-    for at in range(0, len(flat), WIDTH):
-        tracker.feed(*flat[at : at + WIDTH])
-    tracker.finish()
-    return tracker.out
 
 
 def together(flat: list[Any]) -> tuple[list[Any], int]:

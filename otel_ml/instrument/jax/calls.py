@@ -44,6 +44,7 @@ __all__ = ["Calls", "Function", "bare", "miss"]
 
 _RATE_NS = 2_500_000  # a call, on average: faster, and not every one's scalars are kept
 _WINDOW = 64  # calls whose scalars are kept before it is asked how fast they come
+_GAP_NS = 200_000  # since a thread's last event, from which it is worth two microseconds to ask what it did meanwhile
 _SPARSE_NS = 10_000_000  # between calls whose scalars are kept, of those that come faster
 _VARIES = -1.0  # operations of a function that is called with batches of several sizes: not known of each call
 _AHEAD = 64  # functions traced ahead of time that wait to be compiled
@@ -145,7 +146,8 @@ class Function:
 def _began(recorder: Any, start: int, end: int) -> int:
     """When a request's dispatch began, at the earliest: it is no longer than what the thread computed since the last.
 
-    What came before it, asleep or in a socket, is not the model's.
+    What came before it, asleep or in a socket, is not the model's. After many requests in close succession, of which
+    this was not asked, the first one may still seem as long as the gap before it.
     """
     cpu = thread_time_ns()
     earliest: int = end - max(cpu - recorder.cpu, 2)
@@ -195,7 +197,7 @@ class Calls:
                 start = recorder.buffer[-3]
             except IndexError:  # the drain has just taken it
                 start = recorder.last or end - 2
-            if function.code == DEVICE_CALL and not runtime.trained:
+            if end - start > _GAP_NS and function.code == DEVICE_CALL and not runtime.trained:
                 start = _began(recorder, start, end)
             function.called(recorder, start + 1, end, args, kwargs, out)
         except Exception:  # noqa: BLE001 - the law: never break the program
