@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.bench import figures, peers, picture, show
 from tests.bench.conditions import Condition, registry
+from tests.bench.load import fitting
 from tests.bench.rounds import ROOT, Bench, Run, bench
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workload", action="append", choices=[*STEPS, "all"], help="default: mlp")
     run.add_argument("--rounds", type=int, default=9)
     run.add_argument("--steps", type=int, help="steps a process instead of the workload's own number")
+    run.add_argument(
+        "--load", type=float, help="a factor on the batch instead of one with which a plain step lasts what it is meant to"
+    )
     run.add_argument("--picture", type=Path, metavar="FILE", help="draw the first workload as SVG bars")
     curve = commands.add_parser("curve", parents=[common, measured], help="cost over steps per second")
     curve.add_argument("--rounds", type=int, default=3)
@@ -129,10 +133,12 @@ def run(arguments: argparse.Namespace) -> None:
         for workload in STEPS if "all" in asked else dict.fromkeys(asked):
             chosen, absent = _choose(workload, arguments.conditions, arguments.envs)
             steps = arguments.steps or STEPS[workload]
-            runs = _measure(at, workload, chosen, arguments.rounds, {"BENCH_STEPS": str(steps)}, label=workload)
+            load = arguments.load or fitting(workload)
+            variables = {"BENCH_STEPS": str(steps), "BENCH_LOAD": str(load)}
+            runs = _measure(at, workload, chosen, arguments.rounds, variables, label=workload)
             found = figures.rows(runs, [condition for condition, _ in chosen])
             judged = figures.targets(workload, found)
-            title = f"{workload}: {steps:,} steps a process, {arguments.rounds} rounds"
+            title = f"{workload}: {steps:,} steps a process, {arguments.rounds} rounds, batches × {load:.3g}"
             show.table(title, found, show.COST, absent, judged)
             texts.append(show.markdown(title, found, show.COST, absent, judged))
             parts.append(_data(title, runs, found, absent) | {"targets": [asdict(t) for t in judged]})

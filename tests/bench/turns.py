@@ -24,8 +24,9 @@ from statistics import median, quantiles
 from otel_ml.store.reader import RunReader
 from otel_ml.store.runs import find_run
 from tests.bench import loops
+from tests.bench.load import fitting
 
-WORKLOADS = ("mlp", "jax_fast", "jax_slow")
+WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
 _SETTLE_S = 1.0  # a turn of the drain, and the store's delay
 _TURN_S = 1.0
 _FOREVER = 1 << 60
@@ -85,7 +86,7 @@ def inside(workload: str, turns: int, result: Path) -> None:
         result.write_text(json.dumps(Turns.taken), encoding="ascii")
 
 
-def measured(workload: str, turns: int) -> list[float]:
+def measured(workload: str, turns: int, load: float) -> list[float]:
     """Microseconds a step of each turn, hooked and plain alternating."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result"
@@ -95,12 +96,13 @@ def measured(workload: str, turns: int) -> list[float]:
                 str(Path(sys.executable).with_name("otel-ml")), "run", "-m", "tests.bench.turns",
                 "--inside", str(result), "--workload", workload, "--turns", str(turns),
             ],
-            env={**kept, "OTEL_ML_DIR": folder, "OTEL_ML_SUMMARY": "0"}, check=True,
+            env={**kept, "OTEL_ML_DIR": folder, "OTEL_ML_SUMMARY": "0", "BENCH_LOAD": str(load)}, check=True,
         )  # fmt: skip
         taken: list[list[int]] = json.loads(result.read_text(encoding="ascii"))
         (totals,) = RunReader(find_run(Path(folder), None)).totals()
-        if totals.steps < sum(steps for _, steps in taken[::2]):
-            sys.exit(f"only {totals.steps:,} steps were recorded: the figures are not what they say")
+        seen = totals.steps + totals.inference.count
+        if seen < sum(steps for _, steps in taken[::2]):
+            sys.exit(f"only {seen:,} steps were recorded: the figures are not what they say")
         return [duration / steps / 1e3 for duration, steps in taken]
 
 
@@ -122,16 +124,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.turns", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="one or more (all)")
     parser.add_argument("--turns", type=int, default=80, help="of each kind; some four seconds each pair (80)")
+    parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside is not None:
         inside(args.workload[0], args.turns, args.inside)
         return
     for workload in args.workload or WORKLOADS:
-        taken = measured(workload, 2 * args.turns + 1)
+        load = args.load or fitting(workload)
+        taken = measured(workload, 2 * args.turns + 1, load)
         hooked, plain = taken[2::2], taken[1::2]  # the first one warms up
         low, middle, high = quantiles(plain, n=4)
-        print(f"{workload}: {len(plain)} turns each, {middle:.1f} µs a plain step [{low:.1f}..{high:.1f}]")
+        print(f"{workload}: {len(plain)} turns each, {middle:.1f} µs a plain step [{low:.1f}..{high:.1f}], batches × {load:.3g}")
         print(f"  hooked over plain  {_against(hooked, plain)}")
         print(f"  plain over plain   {_against(plain[1::2], plain[::2])}", flush=True)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from tests.bench.loops import Stopwatch, Training, count, run
+from tests.bench.loops import Stopwatch, Training, count, run, sized
 
 VOCABULARY, LENGTH, WIDTH, BATCH = 96, 64, 96, 8
 
@@ -55,13 +55,14 @@ def main() -> None:
     torch.set_num_threads(1)
     watch = Stopwatch(count(200), warmup=10)
     model = Gpt()
+    batch = sized(BATCH)
     run(
         Training(
             model=model,
             optimizer=torch.optim.AdamW(model.parameters(), lr=3e-4),
             loss=loss,
-            batches=DataLoader(Texts(watch.total * BATCH), batch_size=BATCH, shuffle=True, num_workers=1),
-            batch_size=BATCH,
+            batches=DataLoader(Texts(watch.total * batch), batch_size=batch, shuffle=True, num_workers=1),
+            batch_size=batch,
             watch=watch,
         )
     )

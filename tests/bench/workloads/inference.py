@@ -7,7 +7,7 @@ from itertools import cycle, islice
 import torch
 from torch import nn
 
-from tests.bench.loops import Serving, Stopwatch, count, run
+from tests.bench.loops import Serving, Stopwatch, count, run, sized
 
 
 def main() -> None:
@@ -16,7 +16,8 @@ def main() -> None:
     torch.set_num_threads(1)
     watch = Stopwatch(count(100_000), warmup=2000)
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
-    requests = [torch.randn(32, 32) for _ in range(64)]
+    batch = sized(32)
+    requests = [torch.randn(batch, 32) for _ in range(64)]
     with torch.inference_mode():
         run(Serving(model=model, requests=islice(cycle(requests), watch.total), watch=watch))
 

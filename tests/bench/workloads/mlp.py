@@ -7,7 +7,7 @@ from itertools import cycle, islice
 import torch
 from torch import nn
 
-from tests.bench.loops import Stopwatch, Training, count, run
+from tests.bench.loops import Stopwatch, Training, count, run, sized
 
 
 def main() -> None:
@@ -16,14 +16,15 @@ def main() -> None:
     torch.set_num_threads(1)
     watch = Stopwatch(count(6000), warmup=300)
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
-    batches = [(torch.randn(32, 32), torch.randint(0, 10, (32,))) for _ in range(64)]
+    batch = sized(32)
+    batches = [(torch.randn(batch, 32), torch.randint(0, 10, (batch,))) for _ in range(64)]
     run(
         Training(
             model=model,
             optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
             loss=nn.CrossEntropyLoss(),
             batches=islice(cycle(batches), watch.total),
-            batch_size=32,
+            batch_size=batch,
             watch=watch,
         )
     )

@@ -1,0 +1,121 @@
+"""`python -m tests.bench.threads`: the CPU that each of our threads takes while a loop runs, under `otel-ml run`.
+
+Wall times say what a step lost, and need hours to say it to a microsecond. What our threads take
+of a core the kernel counts exactly (`/proc/self/task/*/schedstat`), so seconds of it will do. With two
+cores that the program keeps busy, that CPU is the most that it can lose to them; where a core is
+idle, it loses less. What the hooks cost in the program's own thread is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tests.bench import loops
+from tests.bench.load import fitting
+
+WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
+_WARM_S = 8.0  # imports, the run's begin, the burst of exact points
+_FOREVER = 1 << 60
+
+
+class _Over(Exception):  # noqa: N818 - no error
+    """It has run for long enough."""
+
+
+def _spent() -> dict[int, int]:
+    """Nanoseconds of CPU of each of this process's threads, by the kernel's id."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found[int(task.name)] = int((task / "schedstat").read_text(encoding="ascii").split()[0])
+        except OSError:  # noqa: PERF203 - it ended while we looked
+            continue
+    return found
+
+
+class Shares(loops.Stopwatch):
+    """Looks at all threads' CPU when warm, and once more at the end."""
+
+    seconds: float
+    """For how long."""
+    result: Path
+    """Where to."""
+
+    def __init__(self, steps: int, warmup: int) -> None:  # noqa: ARG002 - as its base is made
+        super().__init__(0, 1)
+        self.last = _FOREVER
+        self._steps = 0
+        self._begin = time.perf_counter()
+        self._before: dict[int, int] = {}
+
+    def lap(self, value: float = 0.0) -> None:  # noqa: ARG002 - as its base is called
+        """Note that a step ended."""
+        self._steps += 1
+        now = time.perf_counter()
+        if not self._before:
+            if now - self._begin > _WARM_S:
+                self._before, self._begin, self._steps = _spent(), now, 0
+        elif now - self._begin > self.seconds:
+            names = {thread.native_id: thread.name for thread in threading.enumerate()}
+            threads: dict[str, int] = {}
+            for task, spent in _spent().items():
+                name = names.get(task, "native threads")
+                threads[name] = threads.get(name, 0) + spent - self._before.get(task, 0)
+            told = {"steps": self._steps, "seconds": now - self._begin, "threads": threads}
+            self.result.write_text(json.dumps(told), encoding="utf-8")
+            raise _Over
+
+
+def inside(workload: str, seconds: float, result: Path) -> None:
+    """Run the workload's loop, which knows nothing of it."""
+    Shares.seconds, Shares.result = seconds, result
+    loops.Stopwatch = Shares  # type: ignore[misc]
+    try:
+        importlib.import_module(f"tests.bench.workloads.{workload}").main()
+    except _Over:
+        return
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.threads", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="one or more (all)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="to look at, once warm (20)")
+    parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.inside is not None:
+        inside(args.workload[0], args.seconds, args.inside)
+        return
+    print("workload\tthread\tus_per_step\tshare_of_step\tpercent_of_core")
+    for workload in args.workload or WORKLOADS:
+        load = args.load or fitting(workload)
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result"
+            kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+            subprocess.run(
+                [
+                    str(Path(sys.executable).with_name("otel-ml")), "run", "-m", "tests.bench.threads",
+                    "--inside", str(result), "--workload", workload, "--seconds", str(args.seconds),
+                ],
+                env={**kept, "OTEL_ML_DIR": folder, "OTEL_ML_SUMMARY": "0", "BENCH_LOAD": str(load)}, check=True,
+            )  # fmt: skip
+            told = json.loads(result.read_text(encoding="utf-8"))
+        step = told["seconds"] / told["steps"]
+        for thread, spent in sorted(told["threads"].items(), key=lambda item: -item[1]):
+            each = spent / 1e9 / told["steps"]
+            share, core = each / step, spent / 1e9 / told["seconds"]
+            print(f"{workload}\t{thread}\t{each * 1e6:.1f}\t{share:.4f}\t{core:.2%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
