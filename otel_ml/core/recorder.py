@@ -66,6 +66,7 @@ __all__ = [
     "Recorder",
     "Recorders",
     "Within",
+    "bit",
 ]
 
 WIDTH = 5
@@ -118,6 +119,11 @@ FETCHED = 1  # a batch came after a step or at first: a step, unless a forward w
 OPEN = 2  # a step, no turn yet
 TURNED = 3  # a turn was taken, the round is not complete
 DONE = 4  # the round is complete: the next event closes the step
+
+
+def bit(optimizer: int) -> int:
+    """An optimizer, or -1 for one that nobody knows, as a set of one."""
+    return 1 << optimizer + 1
 
 
 class Recorder:
@@ -177,9 +183,11 @@ class Recorder:
         self.state = CLOSED
         self.stepping = False  # inside an optimizer's step
         self.__class__ = Recorder
-        self.seen: set[int] = set()
-        self.expected: set[int] = set()
-        self.merged_from: set[int] | None = None
+        # Sets of optimizers, a bit each (see `bit`): whose turn it was in this round, whose makes a round whole, and
+        # the round that a candidate closed, until a turn says whether it was right to.
+        self.seen = 0
+        self.expected = 0
+        self.merged_from: int | None = None
 
     def record(self, code: int, start: int, end: int, a: object = None, b: object = None) -> None:
         """Append one event, or count it as dropped when the recorder or the memory is full."""
@@ -216,7 +224,7 @@ class Recorder:
         """A batch fetch begins: closes a step that had a turn, opens the next. Returns the state before."""
         before = self.state
         if before >= TURNED:
-            self._close(by_candidate=False)
+            self._close()
         elif self.merged_from is not None:  # what the candidate began ends here: it was of the step before
             self.merged_from = None
             before = TURNED
@@ -235,7 +243,7 @@ class Recorder:
         After a fetch alone it is an evaluation's: that fetch opened nothing. Inside a step it is a teacher's.
         """
         if self.state >= TURNED:
-            self._close(by_candidate=False)
+            self._close()
             self.state = CLOSED
         elif self.state == FETCHED or self.merged_from is not None:
             self.merged_from = None
@@ -244,7 +252,9 @@ class Recorder:
     def candidate(self) -> None:
         """A root forward with grad, zero_grad or backward begins: closes a complete round, opens a step."""
         if self.state == DONE:
-            self._close(by_candidate=True)
+            self.number += 1
+            self.expected = self.merged_from = self.seen
+            self.seen = 0
             self.state = OPEN
         elif self.state < OPEN:
             self.state = OPEN
@@ -252,24 +262,29 @@ class Recorder:
     def numbered(self, number: int) -> None:
         """The program says that its next step begins, and its number; one that it had before stays as it is counted."""
         if self.state >= TURNED:
-            self._close(by_candidate=False)
+            self._close()
             self.state = CLOSED
         self.merged_from = None
         self.number = max(self.number, number)
 
     def turn(self, optimizer: int) -> None:
         """An optimizer has taken its turn."""
-        if not self.seen and self.merged_from is not None and optimizer not in self.merged_from:
-            self.number -= 1
-            self.seen = self.merged_from
-        elif optimizer in self.seen:
-            self._close(by_candidate=False)
+        one = bit(optimizer)
+        seen = self.seen
+        if not seen:
+            if self.merged_from is not None and not self.merged_from & one:
+                self.number -= 1
+                seen = self.merged_from
+        elif seen & one:
+            self._close()
+            seen = 0
         self.merged_from = None
-        try:  # noqa: SIM105 - a context costs more than all of this
-            self.seen.add(optimizer)
-        except MemoryError:
-            pass
-        self.state = DONE if self.seen >= self.expected else TURNED
+        self.seen = seen = seen | one
+        self.state = DONE if seen & self.expected == self.expected else TURNED
+
+    def took_turn(self, optimizer: int) -> bool:
+        """Whether it has, in this round."""
+        return self.seen & bit(optimizer) != 0
 
     # --- what the program says itself ------------------------------------------------
 
@@ -288,7 +303,7 @@ class Recorder:
         if outcome == FAILED:
             return
         if outcome != ABANDONED:
-            self._close(by_candidate=False)
+            self._close()
         self.state = CLOSED
 
     def begin_evaluation(self) -> bool:
@@ -310,17 +325,14 @@ class Recorder:
 
     def _finish_round(self) -> None:
         if self.state >= TURNED:
-            self._close(by_candidate=False)
+            self._close()
         self.merged_from = None
 
-    def _close(self, *, by_candidate: bool) -> None:
+    def _close(self) -> None:
         self.number += 1
         self.expected = self.seen
-        self.merged_from = self.seen if by_candidate else None
-        try:  # noqa: SIM105 - as above
-            self.seen = set()
-        except MemoryError:
-            pass
+        self.merged_from = None
+        self.seen = 0
 
 
 class Within(Recorder):
@@ -349,10 +361,7 @@ class Within(Recorder):
 
     def turn(self, optimizer: int) -> None:
         """A turn like any other, which completes nothing."""
-        try:  # noqa: SIM105 - as there
-            self.seen.add(optimizer)
-        except MemoryError:
-            pass
+        self.seen |= bit(optimizer)
 
     def begin_step(self, number: int) -> bool:  # noqa: ARG002 - as there
         """It is inside one."""

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, default=9)
     run.add_argument("--steps", type=int, help="steps a process instead of the workload's own number")
     run.add_argument(
-        "--load", type=float, help="a factor on the batch instead of one with which a plain step lasts what it is meant to"
+        "--load", type=float, help="a factor on the batch (default: a plain step lasts what it is meant to)"
     )
     run.add_argument("--picture", type=Path, metavar="FILE", help="draw the first workload as SVG bars")
     curve = commands.add_parser("curve", parents=[common, measured], help="cost over steps per second")
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
             runs = _measure(at, workload, chosen, arguments.rounds, variables, label=workload)
             found = figures.rows(runs, [condition for condition, _ in chosen])
             judged = figures.targets(workload, found)
-            title = f"{workload}: {steps:,} steps a process, {arguments.rounds} rounds, batches × {load:.3g}"
+            title = f"{workload}: {steps:,} steps a process, {arguments.rounds} rounds, batches x {load:.3g}"
             show.table(title, found, show.COST, absent, judged)
             texts.append(show.markdown(title, found, show.COST, absent, judged))
             parts.append(_data(title, runs, found, absent) | {"targets": [asdict(t) for t in judged]})

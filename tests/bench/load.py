@@ -57,4 +57,5 @@ def _step_us(workload: str, load: float) -> float:
         script = ROOT / "tests" / "bench" / "workloads" / f"{workload}.py"
         environment = {**kept, **told, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, str(script)], env=environment, check=True)
-        return median(json.loads(result.read_text(encoding="utf-8"))["durations_ns"]) / 1e3
+        took: list[int] = json.loads(result.read_text(encoding="utf-8"))["durations_ns"]
+        return median(took) / 1e3

@@ -50,14 +50,14 @@ class Shares(loops.Stopwatch):
     result: Path
     """Where to."""
 
-    def __init__(self, steps: int, warmup: int) -> None:  # noqa: ARG002 - as its base is made
+    def __init__(self, steps: int, warmup: int) -> None:
         super().__init__(0, 1)
         self.last = _FOREVER
         self._steps = 0
         self._begin = time.perf_counter()
         self._before: dict[int, int] = {}
 
-    def lap(self, value: float = 0.0) -> None:  # noqa: ARG002 - as its base is called
+    def lap(self, value: float = 0.0) -> None:
         """Note that a step ended."""
         self._steps += 1
         now = time.perf_counter()
@@ -87,7 +87,8 @@ def inside(workload: str, seconds: float, result: Path) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.threads", description=(__doc__ or "").partition("\n")[0])
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.threads", description=about)
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="one or more (all)")
     parser.add_argument("--seconds", type=float, default=20.0, help="to look at, once warm (20)")
     parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")

@@ -135,7 +135,8 @@ def main() -> None:
         taken = measured(workload, 2 * args.turns + 1, load)
         hooked, plain = taken[2::2], taken[1::2]  # the first one warms up
         low, middle, high = quantiles(plain, n=4)
-        print(f"{workload}: {len(plain)} turns each, {middle:.1f} µs a plain step [{low:.1f}..{high:.1f}], batches × {load:.3g}")
+        about = f"{len(plain)} turns each, batches x {load:.3g}"
+        print(f"{workload}: {about}, {middle:.1f} µs a plain step [{low:.1f}..{high:.1f}]")
         print(f"  hooked over plain  {_against(hooked, plain)}")
         print(f"  plain over plain   {_against(plain[1::2], plain[::2])}", flush=True)
 

@@ -29,6 +29,7 @@ from otel_ml.core.recorder import (
     DONE,
     FAILED,
     OPEN,
+    bit,
 )
 from otel_ml.errors import guard, swallow
 from otel_ml.instrument.jax.leaves import Leaves
@@ -85,7 +86,7 @@ class Function:
         self.value = value  # reads an array, never noted as the program's own waiting
         self.code = DEVICE_CALL
         self.number = -1
-        self.alone: set[int] = set()
+        self.alone = 0
         self.names: tuple[str, ...] = ()
         self.picks: tuple[Any, ...] = ()
         self.packed = -1
@@ -275,7 +276,7 @@ class Calls:
             return
         _trains()
         function.number = optimizers.number(inner, function.name)
-        function.alone = {function.number}
+        function.alone = bit(function.number)
         optimizers.facts[function.number].update(function=function.name)
         if program.parameters is not None:
             model = roots.number(inner, function.name)

@@ -23,6 +23,7 @@ def install(torch: Any, patches: Patches) -> None:
     original = torch.autograd.backward
     local = recorders.local
     tensor = torch.Tensor
+    functions, dispatches = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
 
     @functools.wraps(original)
     def backward(*args: Any, **kwargs: Any) -> Any:
@@ -35,8 +36,13 @@ def install(torch: Any, patches: Patches) -> None:
             recorder.candidate()
         loss = None
         try:
-            given = args[0] if args else kwargs.get("tensors")
-            if type(given) is not tensor and isinstance(given, (tuple, list)):
+            given: Any = args[0] if args else kwargs.get("tensors")
+            if type(given) is tensor and not functions() and not dispatches() and given.is_cpu and not given.ndim:
+                try:
+                    loss = float(given.item())  # what `scalar()` comes to where nothing is special
+                except RuntimeError:
+                    loss = scalar(given)
+            elif type(given) is not tensor and isinstance(given, (tuple, list)):
                 parts = [scalar(t) for t in given]
                 loss = sum(p for p in parts if p is not None) if None not in parts else None
             else:

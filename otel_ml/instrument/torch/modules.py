@@ -35,6 +35,7 @@ _MANY = 6  # more roots than this in a window: the model is called through its c
 _compiling = sys.modules["torch"].compiler.is_dynamo_compiling
 local = recorders.local
 _depth = threading.local()
+_numbers = roots.numbers
 
 
 class RootSlot:
@@ -55,7 +56,7 @@ class SharedSlot(RootSlot):
     """On a class of torch's own, shared by roots and submodules: only known roots are recorded."""
 
     def __get__(self, obj: Any, cls: Any = None) -> Any:
-        if obj is None or _compiling() or id(obj) not in roots.numbers:
+        if obj is None or _compiling() or id(obj) not in _numbers:
             return None
         return MethodType(self.call, obj)
 

@@ -33,12 +33,8 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
     base = torch.optim.Optimizer
     wrapped: set[type] = set()
 
-    def rates(optimizer: Any) -> Any:
-        groups = optimizer.param_groups
-        if len(groups) == 1:
-            rate = groups[0]["lr"]
-            return rate if type(rate) is float else scalar(rate)
-        return tuple(scalar(g["lr"]) for g in groups)
+    def rates(groups: Any) -> Any:
+        return scalar(groups[0]["lr"]) if len(groups) == 1 else tuple(scalar(g["lr"]) for g in groups)
 
     hide_deep(rates)
 
@@ -68,7 +64,10 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
                 number = numbers.get(id(self))
                 if number is None:
                     number = optimizers.number(self)
-                rate = rates(self)
+                groups = self.param_groups
+                rate = groups[0]["lr"] if len(groups) == 1 else None
+                if type(rate) is not float:
+                    rate = rates(groups)
             except Exception:  # noqa: BLE001 - an optimizer without param_groups still takes its turn
                 swallow("reading the learning rate")
             recorder.turn(number)
@@ -223,7 +222,7 @@ def install_scaler(torch: Any, patches: Patches) -> None:
                 raise
             end = now()
             if turn:
-                if optimizer not in recorder.seen:
+                if not recorder.took_turn(optimizer):
                     recorder.turn(optimizer)
                 recorder.record(SCALER, start, end, optimizer, scale)
             else:
