@@ -60,7 +60,16 @@ def _hook_grain(grain: Any) -> None:
 
 
 def _hook(jax: Any) -> None:
-    from otel_ml.instrument.jax import calls, checkpoint, compile, leaves, memory, numbering, waits  # noqa: A004 - what it is called
+    from otel_ml.instrument.jax import (
+        calls,
+        checkpoint,
+        compile,  # noqa: A004 - what it is called
+        leaves,
+        memory,
+        misses,
+        numbering,
+        waits,
+    )
 
     runtime.framework("jax", str(jax.__version__))
     profiling.tracers["jax"] = (
@@ -74,9 +83,9 @@ def _hook(jax: Any) -> None:
     checkpoints = _checkpoints["now"] = checkpoint.Checkpoints()
     for label, install in (
         ("calls", lambda: _hook_calls(jax, found)),
-        ("misses", lambda: found.install(_patches)),
-        ("ahead of time", lambda: found.install_ahead(_patches)),
-        ("op by op", lambda: found.install_derivatives(_patches)),
+        ("misses", lambda: misses.install(found, _patches)),
+        ("ahead of time", lambda: misses.install_ahead(found, _patches)),
+        ("op by op", lambda: misses.install_derivatives(found, _patches)),
         ("step numbers", lambda: numbering.install(jax, _patches)),
         ("compilations", lambda: _listen(compile.Listeners(jax, *checkpoints.listeners()))),
         ("waits", lambda: waits.install(jax, _patches)),

@@ -1,9 +1,8 @@
-"""Calls of compiled functions, by JAX's own hook after each, and by the two functions that every miss goes through.
+"""Calls of compiled functions, by JAX's own hook after each; what misses jit's cache is in `misses.py`.
 
 No object of the program's is replaced. JAX calls `_post_hook_state` after a warm call, with the jitted function and
-what came out: that is the end of the dispatch, and all there is; where it began is not known. What misses jit's cache,
-or never takes its fast path, goes through `_infer_params` and `_run_python_pjit`, which also know the jaxpr.
-Calls inside another function's trace reach neither as such: outermost calls only.
+what came out: that is the end of the dispatch, and all there is; where it began is not known.
+Calls inside another function's trace do not reach it as such: outermost calls only.
 """
 
 from __future__ import annotations
@@ -26,28 +25,22 @@ from otel_ml.core.recorder import (
     DEVICE_GRAD,
     DEVICE_TRAIN,
     DEVICE_UPDATE,
-    DONE,
     FAILED,
-    OPEN,
     bit,
 )
 from otel_ml.errors import guard, swallow
-from otel_ml.instrument.jax.leaves import Leaves
+from otel_ml.instrument.jax.functions import VARIES, Function
 from otel_ml.instrument.jax.programs import Program, read
-from otel_ml.instrument.jax.retrace import Reason, Signature, differences, signature
+from otel_ml.instrument.jax.retrace import Reason, Signature, differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_ml.instrument.patching import Patches
 
-__all__ = ["Calls", "Function", "bare", "miss"]
+__all__ = ["Calls", "is_library", "miss", "trains"]
 
-_RATE_NS = 2_500_000  # a call, on average: faster, and not every one's scalars are kept
-_WINDOW = 64  # calls whose scalars are kept before it is asked how fast they come
 _GAP_NS = 200_000  # since a thread's last event, from which it is worth two microseconds to ask what it did meanwhile
-_SPARSE_NS = 10_000_000  # between calls whose scalars are kept, of those that come faster
-_VARIES = -1.0  # operations of a function that is called with batches of several sizes: not known of each call
 _AHEAD = 64  # functions traced ahead of time that wait to be compiled
 _ENDED = 1000
 # Whose jitted functions are not the program's own: by the top level of where they are defined.
@@ -73,77 +66,6 @@ class _Miss(threading.local):
 miss = _Miss()
 
 
-class Function:
-    """One function of the program's, in all its traced forms."""
-
-    __slots__ = (
-        "__weakref__", "alone", "batch", "calls", "code", "due", "flops", "last", "name", "names", "number", "packed",
-        "picks", "seen", "since", "told", "value", "window",
-    )  # fmt: skip
-
-    def __init__(self, name: str, value: Any) -> None:
-        self.name = name
-        self.value = value  # reads an array, never noted as the program's own waiting
-        self.code = DEVICE_CALL
-        self.number = -1
-        self.alone = 0
-        self.names: tuple[str, ...] = ()
-        self.picks: tuple[Any, ...] = ()
-        self.packed = -1
-        self.batch: Any = None  # how to reach the batch, once several sizes were seen
-        self.calls = 0
-        self.told = 0  # of those, the drain's
-        self.due = 0  # when a call's scalars are kept again; 0 while all are
-        self.window = 0  # the calls there were when a window began, and
-        self.since = 0  # when that was
-        self.flops: float | None = None
-        self.seen: dict[int, Any] = {}  # jaxprs by id, weakly
-        self.last: Signature | None = None
-
-    @property
-    def learns(self) -> bool:
-        """Whether it trains, or yields gradients."""
-        return self.code in (DEVICE_TRAIN, DEVICE_GRAD)
-
-    def _pace(self, at: int) -> None:
-        """Another window of calls begins; where they come too fast, it is of one that is kept and a time of none."""
-        fast = self.since > 0 and (self.calls - self.window) * _RATE_NS > at - self.since
-        self.window, self.since = self.calls, at
-        self.due = at + _SPARSE_NS if fast else 0
-
-    def called(self, recorder: Any, start: int, end: int, args: Any, kwargs: Any, out: Any) -> None:
-        """Record one call that has just been dispatched."""
-        code = self.code
-        self.calls += 1
-        told: Any = self.packed
-        if self.batch is not None:
-            told = _rows(self.batch((args, kwargs)))
-        if code == DEVICE_CALL:
-            if recorder.state or recorder.merged_from is not None:
-                recorder.edge()
-        else:
-            if code == DEVICE_GRAD:
-                if recorder.state != OPEN:
-                    recorder.candidate()
-            else:
-                if recorder.state == DONE and recorder.seen == self.alone:  # what turn() comes to in a plain loop
-                    recorder.number += 1
-                    recorder.merged_from = None
-                else:
-                    recorder.turn(self.number)
-                if runtime.profiler is not None:
-                    runtime.profiler.turned("jax", recorder.number)
-            if self.picks and end >= self.due:
-                if self.due or self.calls - self.window >= _WINDOW:
-                    self._pace(end)
-                recorder.defers = True
-                recorder.kept = told = Leaves(told, self.names, [get(out) for get in self.picks], self.value)
-        if len(recorder.buffer) < recorder.limit:
-            recorder.extend((code, start, end, self.number, told))
-        else:
-            recorder.dropped += 1
-
-
 def _began(recorder: Any, start: int, end: int) -> int:
     """When a request's dispatch began, at the earliest: it is no longer than what the thread computed since the last.
 
@@ -154,11 +76,6 @@ def _began(recorder: Any, start: int, end: int) -> int:
     earliest: int = end - max(cpu - recorder.cpu, 2)
     recorder.cpu = cpu
     return max(start, earliest)
-
-
-def _rows(array: Any) -> int:
-    shape = getattr(array, "shape", ())
-    return int(shape[0]) if shape else -1
 
 
 class Calls:
@@ -209,7 +126,7 @@ class Calls:
         if inner is None:
             return None  # an anonymous one of an eager derivative's, made at each call: not to be remembered
         function = None
-        if not _is_library(inner):
+        if not is_library(inner):
             function = self.functions.get(id(inner))
             if function is None:  # compiled before we were here; what JAX has cached tells all
                 pjit = self.jax._src.pjit
@@ -221,14 +138,14 @@ class Calls:
         weakref.finalize(jitted, self.known.pop, id(jitted), None).atexit = False
         return function
 
-    # --- misses ----------------------------------------------------------------------
+    # --- functions -------------------------------------------------------------------
 
     def meet(self, inner: Any, p: Any, sign: Callable[[], Signature] | None) -> Function | None:
         """Get to know a function by a traced form of it; None for a library's.
 
         `sign` tells what a call that was traced just now was traced for.
         """
-        if _is_library(inner):
+        if is_library(inner):
             return None
         with self._lock:
             function = self.functions.get(id(inner))
@@ -264,7 +181,7 @@ class Calls:
             function.packed = program.packed
         elif program.packed != function.packed:
             function.packed, function.batch = -1, program.batch
-            function.flops = _VARIES
+            function.flops = VARIES
         function.picks = tuple(pick.get for pick in program.picks)
         function.names = tuple(pick.name for pick in program.picks)
 
@@ -274,7 +191,7 @@ class Calls:
             function.number = roots.number(inner, function.name)
             roots.facts[function.number].update(name=function.name)
             return
-        _trains()
+        trains()
         function.number = optimizers.number(inner, function.name)
         function.alone = bit(function.number)
         optimizers.facts[function.number].update(function=function.name)
@@ -288,81 +205,7 @@ class Calls:
             recorder.edge()
             recorder.record(BUILD, at, at, function.number)
 
-    def install(self, patches: Patches) -> None:
-        """Wrap the two functions that every miss goes through."""
-        jax = self.jax
-        pjit = jax._src.pjit
-        clean = jax._src.core.trace_state_clean
-        context = jax._src.config.trace_context
-        infer, run = pjit._infer_params, pjit._run_python_pjit
-
-        @functools.wraps(infer)
-        def _infer_params(fun: Any, ji: Any, args: Any, kwargs: Any) -> Any:
-            if not clean():
-                return infer(fun, ji, args, kwargs)
-            miss.start, miss.jit_info, miss.reason, miss.name = now(), ji, None, None
-            try:
-                result = infer(fun, ji, args, kwargs)
-            except Exception:
-                if not miss.ahead:
-                    self._failed(fun, miss.start)
-                raise
-            with guard("a jitted function"):
-                if not _is_library(fun):
-                    miss.name = str(result[0].params["name"])
-                    if miss.ahead:
-                        miss.traced = fun, result[0]
-            return result
-
-        trace = pjit.jit_trace
-
-        @functools.wraps(trace)
-        def jit_trace(jit_func: Any, *args: Any, **kwargs: Any) -> Any:
-            miss.ahead = True
-            try:
-                result = trace(jit_func, *args, **kwargs)
-            finally:
-                found, miss.traced, miss.start, miss.ahead = miss.traced, None, None, False
-            with guard("a function traced ahead of time"):
-                function = self.meet(found[0], found[1], None) if found is not None else None
-                if function is not None and found is not None:
-                    self.traced.append((function.name, found[1].out_tree, function))
-            return result
-
-        @functools.wraps(run)
-        def _run_python_pjit(p: Any, args_flat: Any, fun: Any, args: Any, kwargs: Any) -> Any:
-            if not clean():
-                return run(p, args_flat, fun, args, kwargs)
-            start = miss.start or now()
-            function = None
-            try:
-                if not _is_library(fun):
-                    function = self.meet(fun, p, lambda: signature(p, miss.jit_info, args, kwargs, context()))
-            except Exception:  # noqa: BLE001 - the law: never break the program
-                swallow("a jitted function")
-            try:
-                result = run(p, args_flat, fun, args, kwargs)
-            except Exception:
-                self._failed(fun, start)
-                raise
-            finally:
-                miss.start = miss.reason = miss.name = None
-            if function is not None:
-                try:
-                    miss.told = True
-                    function.called(recorders.mine(), start, now(), args, kwargs, result[0])
-                    if result[5] is not None and function.flops is None:
-                        self.executables.append((function, result[5]))
-                        function.flops = 0.0
-                except Exception:  # noqa: BLE001 - the law: never break the program
-                    swallow("a jitted call")
-            return result
-
-        patches.set(pjit, "jit_trace", jit_trace)
-        patches.set(pjit, "_infer_params", _infer_params)
-        patches.set(pjit, "_run_python_pjit", _run_python_pjit)
-
-    def _failed(self, fun: Any, start: int | None) -> None:
+    def failed(self, fun: Any, start: int | None) -> None:
         """A call raised: of a function that is known and does not train, it is one that served and failed."""
         with guard("a jitted call that failed"):
             function = self.functions.get(id(fun))
@@ -384,67 +227,6 @@ class Calls:
 
         patches.set(self.jax, "jit", jit)
 
-    def install_ahead(self, patches: Patches) -> None:
-        """See to functions that were lowered and compiled by hand: those have a call of their own."""
-        executable, compiled = self.jax._src.interpreters.pxla.MeshExecutable, self.jax._src.stages.Compiled
-        create, call = executable.create_cpp_call, compiled.call
-
-        @functools.wraps(create)
-        def create_cpp_call(mine: Any, params: Any) -> Any:
-            jitted = create(mine, params)
-            with guard("a function compiled ahead of time"):
-                mine_name = bare(mine.unsafe_call.name)
-                for name, tree, function in reversed(self.traced):
-                    if name == mine_name and tree == params.out_tree:
-                        self.compiled[id(mine)] = function
-                        weakref.finalize(mine, self.compiled.pop, id(mine), None).atexit = False
-                        if jitted is not None:
-                            self.known[id(jitted)] = function
-                            weakref.finalize(jitted, self.known.pop, id(jitted), None).atexit = False
-                        break
-            return jitted
-
-        @functools.wraps(call)
-        def first(*args: Any, **kwargs: Any) -> Any:
-            start = now()
-            result = call(*args, **kwargs)
-            with guard("a call compiled ahead of time"):
-                function = self.compiled.get(id(args[0].executable))
-                if function is not None:
-                    function.called(recorders.mine(), start, now(), args[1:], kwargs, result[0])
-            return result
-
-        patches.set(executable, "create_cpp_call", create_cpp_call)
-        patches.set(compiled, "call", staticmethod(first))
-
-    def install_derivatives(self, patches: Patches) -> None:
-        """See to training op by op: a reverse-mode derivative that no compiled function holds."""
-        ad = self.jax._src.interpreters.ad
-        clean = self.jax._src.core.trace_state_clean
-        linearize = ad.linearize
-        function = Function("op by op", self.value)
-        function.code = DEVICE_GRAD
-        function.names = ("loss",)
-        function.picks = (lambda primals: next(v for v in primals.vals if v.shape == ()),)
-
-        @functools.wraps(linearize)
-        def eager(traceable: Any, primals_ft: Any, *args: Any, **kwargs: Any) -> Any:
-            if not kwargs.get("is_vjp") or not clean():
-                return linearize(traceable, primals_ft, *args, **kwargs)
-            start = now()
-            result = linearize(traceable, primals_ft, *args, **kwargs)
-            with guard("a derivative"):
-                if not any(v.shape == () for v in result[0].vals):  # of no loss, whatever it is for
-                    return result
-                if function.number < 0:
-                    _trains()
-                    function.number = optimizers.number(eager, function.name)
-                    optimizers.facts[function.number].update(function=function.name)
-                function.called(recorders.mine(), start, now(), (), {}, result[0])
-            return result
-
-        patches.set(ad, "linearize", eager)
-
     def install_hook(self, patches: Patches) -> None:
         """Stand beside JAX's own use of its hook, which looks for NaNs when asked to."""
         api, config = self.jax._src.api, self.jax._src.config
@@ -459,7 +241,7 @@ class Calls:
                 try:
                     theirs(jitted, args, kwargs, out)
                 except Exception:
-                    self._failed(getattr(jitted, "_fun", None), None)
+                    self.failed(getattr(jitted, "_fun", None), None)
                     raise
                 ours(jitted, args, kwargs, out)
 
@@ -524,20 +306,17 @@ class _Unseen(dict[int, None]):
         return None
 
 
-def _trains() -> None:
+def trains() -> None:
+    """Note that this program does."""
     if "jax" not in runtime.trained:
         runtime.trained.append("jax")
 
 
-def bare(name: str) -> str:
-    """The function's name in what JAX calls its program: `jit(train)`."""
-    return name.partition("(")[2][:-1] if name.endswith(")") and "(" in name else name
-
-
-def _is_library(inner: Any) -> bool:
+def is_library(inner: Any) -> bool:
+    """Whether a jitted function is no program's own."""
     module = getattr(inner, "__module__", None) or ""
     if type(inner) is functools.partial:
-        return _is_library(inner.func)
+        return is_library(inner.func)
     return module.partition(".")[0] in _LIBRARIES and module not in _WRAPPERS
 
 

@@ -10,8 +10,9 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import COMPILE
 from otel_ml.errors import guard
-from otel_ml.instrument.jax.calls import bare, miss
+from otel_ml.instrument.jax.calls import miss
 from otel_ml.instrument.jax.leaves import lost
+from otel_ml.instrument.jax.misses import bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
