@@ -34,7 +34,17 @@ if TYPE_CHECKING:
     from otel_ml.store.ending import Ending
     from otel_ml.totals import LossCurve, RunTotals
 
-__all__ = ["console_for", "literal", "number", "print_run", "print_totals", "size", "to_json", "undelivered_in"]
+__all__ = [
+    "console_for",
+    "literal",
+    "number",
+    "print_run",
+    "print_totals",
+    "size",
+    "to_json",
+    "undelivered_in",
+    "unkept_in",
+]
 
 MAX_WIDTH = 120
 KEY_WIDTH = 14  # the column of the rows' names, indent included
@@ -55,7 +65,8 @@ def print_run(directory: Path, run_id: str, *, ending: Ending, file: TextIO | No
 
     run = read_run(run_folder(directory, run_id))
     if run is not None:
-        also = undelivered_in(run.id, [process.path for process in run.processes if process.state != "running"])
+        ended = [process.path for process in run.processes if process.state != "running"]
+        also = [*unkept_in(ended), *undelivered_in(run.id, ended)]
         _print(_merged(RunReader(run).totals(), ending), file, whole=True, also=also)
 
 
@@ -86,9 +97,42 @@ def undelivered_in(run_id: str, paths: Iterable[Path]) -> list[tuple[str, str]]:
     return sentences
 
 
+def unkept_in(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """What the local store lacks of what these processes recorded, and why: sentences, without a command."""
+    from otel_ml.errors import StoreError
+    from otel_ml.store.runs import process_of
+
+    lost: dict[str, dict[str, int]] = {}
+    for path in paths:
+        try:
+            drops = process_of(path).drops
+        except StoreError:  # as above
+            continue
+        for key, count in drops.items():
+            signal, _, reason = key.partition(" ")
+            if signal in _WORDS:
+                counts = lost.setdefault(reason, {})
+                counts[signal] = counts.get(signal, 0) + count
+    return [
+        (f"Not in the local store: {_counted(counts)}, {_UNKEPT.get(reason, reason)}.", "")
+        for reason, counts in lost.items()
+    ]
+
+
+_WORDS = {"spans": "span", "logs": "log record", "points": "metric point"}
+_UNKEPT = {
+    "queue_full": "which came faster than they could be written",
+    "before_gate": "from before the first step or request was seen",
+    "run_bytes": "the oldest, for the file had reached its size",
+    "unsent": "the oldest, for the file had reached its size; the endpoint had not acknowledged them",
+    "unencodable": "which OTLP cannot express",
+    "write_failed": "which could not be written",
+    "closed": "from after the end",
+}
+
+
 def _counted(counts: dict[str, int]) -> str:
-    words = {"spans": "span", "logs": "log record", "points": "metric point"}
-    parts = [f"{count:,} {words[signal]}{'s' * (count != 1)}" for signal, count in counts.items() if count]
+    parts = [f"{count:,} {_WORDS[signal]}{'s' * (count != 1)}" for signal, count in counts.items() if count]
     return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import _logs, metrics, trace
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.view import View
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+    _Overran = Callable[[], None] | None
 
 __all__ = ["Providers"]
 
@@ -134,24 +137,42 @@ class _Logs(_OfOneProcess, LogRecordExporter):
 class _SpanBatches(BatchSpanProcessor):
     """Gathers spans in its own process; in a forked child it has no thread and gathers nothing."""
 
-    def __init__(self, exporter: SpanExporter, delay_ms: float, ledger: Any = None) -> None:
+    def __init__(self, exporter: SpanExporter, delay_ms: float, ledger: Any = None, overran: _Overran = None) -> None:
         super().__init__(_Spans(exporter, ledger), schedule_delay_millis=delay_ms)
-        _stay_home(self._batch_processor)
+        _stay_home(self._batch_processor, overran)
 
 
 class _LogBatches(BatchLogRecordProcessor):
     """Gathers log records in its own process; in a forked child it has no thread and gathers nothing."""
 
-    def __init__(self, exporter: LogRecordExporter, delay_ms: float, ledger: Any = None) -> None:
+    def __init__(
+        self,
+        exporter: LogRecordExporter,
+        delay_ms: float,
+        ledger: Any = None,
+        overran: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(_Logs(exporter, ledger), schedule_delay_millis=delay_ms)
-        _stay_home(self._batch_processor)
+        _stay_home(self._batch_processor, overran)
 
 
-def _stay_home(batch: Any) -> None:
-    """The SDK starts its thread anew in a forked child: let that one end at once, and nothing wait for it."""
+def _stay_home(batch: Any, overran: _Overran) -> None:
+    """The SDK starts its thread anew in a forked child: let that one end at once, and nothing wait for it.
+
+    `overran()` is called for each record that its queue lets go of because it is full: the SDK only logs that.
+    """
     home, worker, emit = os.getpid(), batch.worker, batch.emit
+    queue = getattr(batch, "_queue", ())
+    most = getattr(queue, "maxlen", None)
+
+    def emit_at_home(data: Any) -> None:
+        if os.getpid() == home:
+            if overran is not None and len(queue) == most:
+                overran()
+            emit(data)
+
     batch.worker = lambda: worker() if os.getpid() == home else None
-    batch.emit = lambda data: emit(data) if os.getpid() == home else None
+    batch.emit = emit_at_home
 
 
 class _Reader(PeriodicExportingMetricReader):
@@ -299,10 +320,12 @@ class Providers:
 
     def _store(self, signal: str) -> None:
         if signal == "traces" and hasattr(self.tracer, "add_span_processor"):
-            self._kept.append(_SpanBatches(self._writer.span_exporter, _STORE_MS))
+            overran = partial(self._writer.overran, "spans")
+            self._kept.append(_SpanBatches(self._writer.span_exporter, _STORE_MS, overran=overran))
             self.tracer.add_span_processor(self._kept[-1])
         elif signal == "logs" and hasattr(self.logger, "add_log_record_processor"):
-            self._kept.append(_LogBatches(self._writer.log_exporter, _STORE_MS))
+            overran = partial(self._writer.overran, "logs")
+            self._kept.append(_LogBatches(self._writer.log_exporter, _STORE_MS, overran=overran))
             self.logger.add_log_record_processor(self._kept[-1])
         elif signal == "metrics" and hasattr(self.meter, "add_metric_reader"):
             reader = _periodic(_Metrics(self._writer.metric_exporter))

@@ -9,6 +9,7 @@ before the gate opens, so a process that never trains leaves no file.
 What cannot be kept is counted by signal and reason, in memory and in the file:
 
     before_gate   more was exported before the first step than is held back
+    queue_full    the oldest in the SDK's queue, which let them go: more came at once than could be written
     run_bytes     the oldest rows, deleted because the file reached its cap
     unsent        the same, of rows that the endpoint had not acknowledged
     unencodable   OTLP has no form for the record (lone surrogates, integers above int64)
@@ -113,6 +114,8 @@ class StoreWriter:
         self._path: Path | None = None
         self._closed = False
         self._tally = _Tally()
+        self._overran: Counter[str] = Counter()
+        self._counting = threading.Lock()  # of those: unlike the other one, never held while the disk works
         self._attributes: dict[str, Any] = {}  # of the first resource seen
         self.ledger = Ledger(())
         self._full = False  # whether the last insert left the file over its cap
@@ -146,6 +149,7 @@ class StoreWriter:
     def dropped(self) -> dict[str, int]:
         """What was lost so far, as `{"signal reason": count}`."""
         with self._lock:
+            self._count_overran()
             return {f"{signal} {reason}": n for (signal, reason), n in sorted(self._tally.dropped.items())}
 
     def size(self) -> int:
@@ -186,6 +190,11 @@ class StoreWriter:
         self._release()
         return self._save(signal, records)
 
+    def overran(self, signal: str) -> None:
+        """Count one record that the SDK's queue let go; on the program's thread, and waits for no disk."""
+        with self._counting:
+            self._overran[signal] += 1
+
     def finish(self, *, totals: dict[str, Any] | None, ended_unix_ns: int, outcome: str, exit_code: int | None) -> None:
         """Note in the file that the process ended, and how; without it the run reads as killed."""
         if self._foreign() or not self._gate:
@@ -217,6 +226,7 @@ class StoreWriter:
             return
         complaint: Exception | None = None
         try:
+            self._count_overran()
             if self._file is not None and self._tally.unsaved:
                 complaint = self._transact(lambda _: None)
             file, self._file = self._file, None
@@ -351,6 +361,12 @@ class StoreWriter:
         self._tally.dropped[signal, reason] += n
         self._tally.unsaved[signal, reason] += n
 
+    def _count_overran(self) -> None:
+        with self._counting:
+            overran, self._overran = self._overran, Counter()
+        for signal, n in overran.items():
+            self._drop(signal, "queue_full", n)
+
     def _say(self, complaint: Exception | None) -> None:
         """Log what went wrong, once a kind, with what to do; not under the lock: a handler may lead back here."""
         if complaint is None or type(complaint).__name__ in self._said:
@@ -379,6 +395,7 @@ class StoreWriter:
         """Run `work` on an open file, whole or not at all; a refusal by the disk is returned, not raised."""
         import sqlite3
 
+        self._count_overran()
         before = self._tally.copy()
         arrived: dict[str, list[int]] = {}
         try:

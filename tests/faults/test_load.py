@@ -55,6 +55,30 @@ def test_overflow(tmp_path: Path) -> None:
     assert [point.value for point in dropped] == [said.records_dropped]
 
 
+def test_bursts(tmp_path: Path) -> None:
+    """Of more spans and logs than can be written as they come, each that is lost is counted, and the end says so."""
+    count = 20_000
+    ours = run(RUN, "burst.py", str(count), cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
+
+    assert (ours.stdout, ours.code) == ("done\n", 0)
+    found = recorded(tmp_path / "runs")
+    (process,) = found.processes()
+    kept = {
+        "spans": sum(span.name == "burst" for span in found.spans()),
+        "logs": sum(log.body == "burst" for log in found.logs()),
+    }
+    for signal, here in kept.items():  # a few of our own may be among the lost
+        assert count <= here + process.drops.get(f"{signal} queue_full", 0) <= count + 20
+    assert set(process.drops) <= {"spans queue_full", "logs queue_full"}
+    lost = " and ".join(
+        f"{process.drops[f'{signal} queue_full']:,} {word}"
+        for signal, word in (("logs", "log records"), ("spans", "spans"))
+        if f"{signal} queue_full" in process.drops
+    )
+    said = " ".join(line.strip(" ▲") for line in ours.stderr.splitlines())
+    assert f"Not in the local store: {lost}, which came faster than they could be written." in said
+
+
 SABOTAGED = [
     "otel_ml.instrument.torch.values:scalar",
     "otel_ml.instrument.torch.values:shape",

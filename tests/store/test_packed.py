@@ -36,6 +36,7 @@ def by_the_sdk(attributes: Any) -> bytes:
 
 @example([1.0, 1, 1.0, None])
 @example([0.0, -0.0, 0])
+@example([0, 127, 128, 16_383, 16_384, (1 << 21) - 1, 1 << 21, -1])
 @given(st.one_of(st.lists(VALUES, min_size=1), st.lists(st.floats(allow_nan=False), min_size=1, max_size=300)))
 def test_a_column_is_what_the_sdk_makes_of_it(values: list[Any]) -> None:
     """Appended to a record, a column parses to what the SDK encodes, value by value and type by type."""

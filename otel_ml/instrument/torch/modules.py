@@ -101,7 +101,8 @@ class Roots:
             grad = is_grad_enabled()
             state = recorder.state
             if not grad:
-                recorder.edge()
+                if state or recorder.merged_from is not None:
+                    recorder.edge()
             elif state != OPEN:
                 recorder.candidate()
             size = -1

@@ -61,8 +61,8 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
             end = now()
             rate = None
             try:
-                number = numbers.get(id(self))
-                if number is None:
+                number = numbers.get(id(self), -1)
+                if number < 0:
                     number = optimizers.number(self)
                 groups = self.param_groups
                 rate = groups[0]["lr"] if len(groups) == 1 else None
