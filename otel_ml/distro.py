@@ -290,9 +290,10 @@ def shutdown() -> None:
         totals = run.finish(error, chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store
         if totals is not None and chosen.summary and not (launched or run.identity.local_rank or _has_parent()):
-            from otel_ml.overview import print_totals, undelivered_in, unkept_in
+            from otel_ml.overview import print_totals
+            from otel_ml.overview.lost import undelivered_in, unkept_in
 
-            paths = [] if run.writer.path is None else [run.writer.path]
+            paths = [] if run.writer is None or run.writer.path is None else [run.writer.path]
             also = [*unkept_in(paths), *undelivered_in(run.identity.run_id, paths if run.spool is not None else [])]
             print_totals([totals], sys.stderr, also=also)
     if type(getattr(sys, "last_value", None)) is KeyboardInterrupt:

@@ -15,7 +15,9 @@ from opentelemetry.sdk.resources import Resource
 from rich.cells import cell_len
 
 from otel_ml import overview
-from otel_ml.overview import literal, number, print_run, print_totals, rate, size, to_json
+from otel_ml.overview import print_run, print_totals, to_json
+from otel_ml.overview.merged import Merged, merged
+from otel_ml.overview.words import literal, number, rate, size
 from otel_ml.store.ending import Ending
 from otel_ml.store.writer import StoreWriter
 from otel_ml.totals import Distribution, LossCurve, RunTotals
@@ -77,7 +79,7 @@ def page(*totals: RunTotals, encoding: str = "utf-8") -> str:
     return stream.read()
 
 
-def shown(run: overview._Merged | None) -> str:
+def shown(run: Merged | None) -> str:
     """What is written of a merged run, as the launcher's summary does."""
     stream = io.StringIO()
     overview._print(run, stream, whole=True)
@@ -271,7 +273,7 @@ def test_other_ranks_are_a_line_each_and_the_run_fails_by_its_worst() -> None:
         replace(TRAINED, rank=0, world_size=4),
         replace(TRAINED, rank=1, world_size=4, step_time=Distribution(4000, 141.0, 0.0184, 0.025, 1.2)),
     ]
-    text = shown(overview._merged(ranks))
+    text = shown(merged(ranks))
     head, rest = text.split("  steps  ")
     assert (
         head
@@ -340,7 +342,7 @@ def test_the_launcher_knows_how_its_child_ended(
     outcome: str, exit_code: int | None, signal: int | None, first_line: str
 ) -> None:
     """What the launcher saw of its child overrules what the program could say of itself."""
-    text = shown(overview._merged([replace(TRAINED, outcome=outcome, exit_code=None)], Ending(exit_code, signal, 0)))
+    text = shown(merged([replace(TRAINED, outcome=outcome, exit_code=None)], Ending(exit_code, signal, 0)))
     assert text.splitlines()[3].strip() == first_line
 
 
@@ -398,7 +400,7 @@ def test_warnings_are_a_sentence_each() -> None:
         errors=1,
         losses={"": LossCurve()},
     )
-    text = shown(overview._merged([doubtful], Ending(None, 9, 0)))
+    text = shown(merged([doubtful], Ending(None, 9, 0)))
     assert [line(text, "steps"), line(text, "loss  "), line(text, "our cost")] == [
         "steps       4,000 · 3 skipped · 1 failed",
         "loss        never finite",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_ml.errors import CommandError
-from otel_ml.overview import literal
+from otel_ml.overview.words import literal
 from otel_ml.settings import Settings
 
 if TYPE_CHECKING:

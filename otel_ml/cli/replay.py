@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.errors import CommandError, StoreError
-from otel_ml.overview import literal
+from otel_ml.overview.words import literal
 from otel_ml.settings import Settings, endpoint_configured
 from otel_ml.store.outbox import SIGNALS
 from otel_ml.store.reader import undelivered

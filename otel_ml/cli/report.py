@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from otel_ml.overview import literal, print_totals, to_json, undelivered_in
+from otel_ml.overview import print_totals, to_json
+from otel_ml.overview.lost import undelivered_in
+from otel_ml.overview.words import literal
 from otel_ml.settings import Settings
 from otel_ml.store.reader import RunReader
 from otel_ml.store.runs import find_run

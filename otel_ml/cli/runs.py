@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.errors import CommandError
-from otel_ml.overview import console_for, literal, size
+from otel_ml.overview.words import console_for, literal, size
 from otel_ml.settings import Settings
 from otel_ml.store.runs import delete_run, find_run, list_runs
 from otel_ml.watch.diagnosis import seconds

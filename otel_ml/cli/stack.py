@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_ml.errors import CommandError
-from otel_ml.overview import literal
+from otel_ml.overview.words import literal
 from otel_ml.settings import Settings
 from otel_ml.stack.client import checked_address, down, free_ports, plan_of, running, seen, taken, up
 from otel_ml.stack.programs import NAMES, PORTS, Plan, find
