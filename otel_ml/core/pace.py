@@ -2,7 +2,9 @@
 
 The program waits for the interpreter lock as long as one of our threads holds it. So each of
 them works for a fraction of a millisecond and rests three times as long, in which the program
-has the interpreter, or another one of us a slice of its own.
+has the interpreter, or another one of us a slice of its own. Where the program does not want it
+(its threads compute in native code, or sleep), there is no rest: to wake up again would only
+take a core from what it computes.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ __all__ = ["LEISURE", "Pace", "hurry"]
 _SLICE_NS = 300_000
 LEISURE = 3.0  # rests, as a multiple of what was worked
 _LEAST_S = 0.0005
+_ALONE_NS = 100_000  # offered to others and not wanted, the interpreter is ours again by then
+_ASKED_EVERY = 16  # rests, of those that were needed
 _PATIENCE_S = 1.0  # then it works beside the other one
 
 
 class _State:
-    """The turn, and whether the process is about to end."""
+    """The turn, whether the process is about to end, and how often we rest before we ask again who needs it."""
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
         self.hurried = False
+        self.unasked = 0
 
 
 _state = _State()
@@ -64,9 +69,12 @@ class Pace:
         """Let the program's threads have the interpreter, if the slice is over."""
         worked = time.perf_counter_ns() - self._since
         if worked > _SLICE_NS and self._on and not _state.hurried:
-            self._give()
-            time.sleep(max(_LEAST_S, self._leisure * worked / 1e9))
-            self._take()
+            if _wanted():
+                self._give()
+                time.sleep(max(_LEAST_S, self._leisure * worked / 1e9))
+                self._take()
+            else:
+                self._since = time.perf_counter_ns()
 
     def _take(self) -> None:
         turn = _state.turn
@@ -78,6 +86,19 @@ class Pace:
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.release()
+
+
+def _wanted() -> bool:
+    """Whether another thread wants the interpreter: it is offered, and whoever waits for it takes it."""
+    if _state.unasked:
+        _state.unasked -= 1
+        return True
+    offered = time.perf_counter_ns()
+    time.sleep(0)
+    if time.perf_counter_ns() - offered < _ALONE_NS:
+        return False
+    _state.unasked = _ASKED_EVERY - 1
+    return True
 
 
 def _forked() -> None:

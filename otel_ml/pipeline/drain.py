@@ -1,6 +1,6 @@
-"""The one background thread: recorders → trackers → telemetry, in short slices.
+"""The one background thread: recorders → trackers → telemetry, in short slices; then it has the store written.
 
-It wakes 0.7 s after its last turn, or sooner when recorders fill fast: then it rests less, too.
+It wakes 0.8 s after its last turn, or sooner when recorders fill fast: then it rests less, too.
 A forked child has no drain; its recorders are cleared and its hooks record into the void until
 it is configured on its own.
 """
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Drain"]
 
-_TICK_S = 0.7  # with a turn and the store's delay under a second: the most that a SIGKILL may cost
+_TICK_S = 0.8  # with a turn, and what the store writes then, under a second: the most that a SIGKILL may cost
+_KEEP_S = 0.15  # at least, between two of those
+_TELL_NS = 2_500_000_000  # between looks at memory, the run's own metrics, and sums for whoever reads metrics
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
 _EARLY = 512  # findings kept before there is a run to tell them of
@@ -46,8 +48,18 @@ _FULL_SHARE = 0.25  # of a recorder, at which the tick becomes shorter
 class Drain:
     """Owns the thread; `turn()` and `stop()` are safe from any other."""
 
-    def __init__(self, telemetry: Telemetry, *, prepare: Callable[[], None], started: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        *,
+        prepare: Callable[[], None],
+        started: Callable[[], None],
+        keep: Callable[[], None],
+    ) -> None:
         self.telemetry = telemetry
+        self._keep = keep  # has the store write what it was told
+        self._kept_s = 0.0
+        self._told_ns = 0
         self.cpu_s = 0.0
         self.active = False  # something worth telling has been seen
         self.annotated = False  # the program said something of itself: that is worth it
@@ -82,6 +94,10 @@ class Drain:
                     self._prepare()
             with guard("the drain"):
                 self.turn()
+            if time.monotonic() - self._kept_s > _KEEP_S:
+                with guard("the store"):
+                    self._keep()
+                self._kept_s = time.monotonic()
         self.at_end()
 
     def turn(self, *, pause: bool = True) -> None:
@@ -110,8 +126,10 @@ class Drain:
                 self.telemetry.spans.tick(at)
                 self.telemetry.anchor.renew()
                 pace.rest()
-                self.telemetry.tick(upto=None, cpu_s=self.cpu_s, state="running")
-                self.telemetry.instruments.flush()
+                if not pause or at - self._told_ns > _TELL_NS:
+                    self._told_ns = at
+                    self.telemetry.tick(upto=None, cpu_s=self.cpu_s, state="running")
+                    self.telemetry.instruments.flush()
         self._pace(fullest)
 
     def _pace(self, fullest: float) -> None:

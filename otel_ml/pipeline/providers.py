@@ -39,7 +39,6 @@ __all__ = ["Providers"]
 logger = logging.getLogger("otel_ml")
 
 _DELAY_MS = 1000
-_STORE_MS = 150
 _METRICS_MS = 10_000
 
 
@@ -321,16 +320,21 @@ class Providers:
     def _store(self, signal: str) -> None:
         if signal == "traces" and hasattr(self.tracer, "add_span_processor"):
             overran = partial(self._writer.overran, "spans")
-            self._kept.append(_SpanBatches(self._writer.span_exporter, _STORE_MS, overran=overran))
+            self._kept.append(_SpanBatches(self._writer.span_exporter, _DELAY_MS, overran=overran))
             self.tracer.add_span_processor(self._kept[-1])
         elif signal == "logs" and hasattr(self.logger, "add_log_record_processor"):
             overran = partial(self._writer.overran, "logs")
-            self._kept.append(_LogBatches(self._writer.log_exporter, _STORE_MS, overran=overran))
+            self._kept.append(_LogBatches(self._writer.log_exporter, _DELAY_MS, overran=overran))
             self.logger.add_log_record_processor(self._kept[-1])
         elif signal == "metrics" and hasattr(self.meter, "add_metric_reader"):
             reader = _periodic(_Metrics(self._writer.metric_exporter))
             self.meter.add_metric_reader(reader)
             self._readers.append(reader)
+
+    def keep(self) -> None:
+        """Have the local store write what it was told so far, on the calling thread."""
+        for processor in list(self._kept):
+            processor.force_flush()
 
     def end_store(self, timeout_ms: int) -> None:
         """Bring what is pending to the local store, before anything waits for an endpoint's answer."""

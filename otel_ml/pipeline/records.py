@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Points", "Records"]
 
-_BATCH = 64  # steps an event: more would hold the interpreter for longer than the program should wait
+_BATCH = 96  # steps an event: more would hold the interpreter for longer than the program should wait
 _AT_ONCE = 128  # points of one thinned flush
 _BATCH_BYTES = 48 * 1024
 _CELL_BYTES = 26  # the longest number in JSON, or word of ours, and what is between two

@@ -95,7 +95,9 @@ class Run:
             anchor=self.anchor,
             watch=watch,
         )
-        self.drain = Drain(self.telemetry, prepare=writer.prepare if writer else _nothing, started=self._begin)
+        self.drain = Drain(
+            self.telemetry, prepare=writer.prepare if writer else _nothing, started=self._begin, keep=providers.keep
+        )
         self.logs = Logs(providers.logger, theirs="logs" not in providers.made)
         self.pid = os.getpid()
         self.done = threading.Event()

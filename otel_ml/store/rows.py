@@ -69,7 +69,7 @@ class Origin:
 
 def json_of(value: object) -> str:
     """A value as compact JSON text."""
-    return json.dumps(value, default=_plain, separators=(",", ":"))
+    return _encode(value)
 
 
 def _plain(value: object) -> object:
@@ -79,6 +79,9 @@ def _plain(value: object) -> object:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
         return list(value)
     return value.hex() if isinstance(value, (bytes, bytearray)) else str(value)
+
+
+_encode = json.JSONEncoder(default=_plain, separators=(",", ":")).encode
 
 
 def attributes_json(attributes: Mapping[str, Any] | None) -> str:

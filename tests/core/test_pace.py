@@ -22,6 +22,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.now_ns = 0
+        self.wanted = True  # the interpreter, by the program's threads
+        self.offers = 0
         self.rests_ms: list[float] = []
 
     def work(self, milliseconds: float) -> None:
@@ -29,7 +31,11 @@ class Clock:
         self.now_ns += round(milliseconds * 1e6)
 
     def rest(self, seconds: float) -> None:
-        """Stand in for `time.sleep`."""
+        """Stand in for `time.sleep`; a sleep of no length is an offer, which is taken where it is wanted."""
+        if not seconds:
+            self.offers += 1
+            self.work(0.2 if self.wanted else 0.01)
+            return
         self.rests_ms.append(round(seconds * 1e3, 3))
         self.work(seconds * 1e3)
 
@@ -39,6 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """A clock in place of the machine's."""
     ours = Clock()
     pace.hurry(on=False)
+    monkeypatch.setattr(pace._state, "unasked", 0)
     monkeypatch.setattr(time, "sleep", ours.rest)
     monkeypatch.setattr(time, "perf_counter_ns", lambda: ours.now_ns)
     yield ours
@@ -56,6 +63,28 @@ def test_a_rest_follows_a_slice(clock: Clock, leisure: float, rests_ms: list[flo
             ours.rest()
 
     assert clock.rests_ms == rests_ms
+
+
+def test_nobody_rests_for_nobody(clock: Clock) -> None:
+    """Where no thread of the program's wants the interpreter, work goes on; it is asked at each slice."""
+    clock.wanted = False
+    with Pace() as ours:
+        for _ in range(5):
+            clock.work(0.4)
+            ours.rest()
+
+    assert (clock.rests_ms, clock.offers) == ([], 5)
+
+
+def test_need_is_asked_for_now_and_then(clock: Clock) -> None:
+    """Where one does, rests go on without asking; once it has stopped, we notice."""
+    with Pace() as ours:
+        for number in range(20):
+            clock.wanted = number < 10
+            clock.work(0.4)
+            ours.rest()
+
+    assert (len(clock.rests_ms), clock.offers) == (16, 1 + 4)
 
 
 @pytest.mark.parametrize("on", [True, False])
