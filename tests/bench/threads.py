@@ -2,8 +2,11 @@
 
 Wall times say what a step lost, and need hours to say it to a microsecond. What our threads take
 of a core the kernel counts exactly (`/proc/self/task/*/schedstat`), so seconds of it will do. With two
-cores that the program keeps busy, that CPU is the most that it can lose to them; where a core is
+cores that the program keeps busy, that CPU is about what it loses to them; where a core is
 idle, it loses less. What the hooks cost in the program's own thread is not in it.
+
+Where steps last milliseconds, the line `lost` tells what the program lost indeed: each step in which
+our threads worked, over the mean of the ones beside it in which they did not.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 from tests.bench import loops
 from tests.bench.load import fitting
@@ -25,6 +30,8 @@ from tests.bench.load import fitting
 WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
 _WARM_S = 8.0  # imports, the run's begin, the burst of exact points
 _FOREVER = 1 << 60
+_SLOW_S = 0.002  # a step, from which it costs nothing to look at our threads after each
+_BESIDE = 20  # steps before and after
 
 
 class _Over(Exception):  # noqa: N818 - no error
@@ -42,6 +49,23 @@ def _spent() -> dict[int, int]:
     return found
 
 
+def _opened() -> list[int]:
+    """The accounts of our threads."""
+    ours = [t.native_id for t in threading.enumerate() if t.name.lower().startswith("otel")]
+    return [os.open(f"/proc/self/task/{task}/schedstat", os.O_RDONLY) for task in ours]
+
+
+def _lost(each: list[tuple[int, int]]) -> float:
+    """The share of the time that steps in which our threads worked took longer than the others beside them."""
+    steps = [(end - start, after - before) for (start, before), (end, after) in pairwise(each)]
+    lost = 0.0
+    for at, (took, worked) in enumerate(steps):
+        beside = [other for other, busy in steps[max(0, at - _BESIDE) : at + _BESIDE] if not busy]
+        if worked and beside:
+            lost += took - mean(beside)
+    return lost / sum(took for took, _ in steps) if steps else 0.0
+
+
 class Shares(loops.Stopwatch):
     """Looks at all threads' CPU when warm, and once more at the end."""
 
@@ -56,13 +80,20 @@ class Shares(loops.Stopwatch):
         self._steps = 0
         self._begin = time.perf_counter()
         self._before: dict[int, int] = {}
+        self._ours: list[int] = []
+        self._each: list[tuple[int, int]] = []  # after each step, the clock and what our threads have had
 
     def lap(self, value: float = 0.0) -> None:
         """Note that a step ended."""
         self._steps += 1
         now = time.perf_counter()
+        if self._ours:
+            spent = sum(int(os.pread(file, 64, 0).split()[0]) for file in self._ours)
+            self._each.append((time.perf_counter_ns(), spent))
         if not self._before:
             if now - self._begin > _WARM_S:
+                if (now - self._begin) / self._steps > _SLOW_S:
+                    self._ours = _opened()
                 self._before, self._begin, self._steps = _spent(), now, 0
         elif now - self._begin > self.seconds:
             names = {thread.native_id: thread.name for thread in threading.enumerate()}
@@ -70,7 +101,7 @@ class Shares(loops.Stopwatch):
             for task, spent in _spent().items():
                 name = names.get(task, "native threads")
                 threads[name] = threads.get(name, 0) + spent - self._before.get(task, 0)
-            told = {"steps": self._steps, "seconds": now - self._begin, "threads": threads}
+            told = {"steps": self._steps, "seconds": now - self._begin, "threads": threads, "lost": _lost(self._each)}
             self.result.write_text(json.dumps(told), encoding="utf-8")
             raise _Over
 
@@ -116,6 +147,8 @@ def main() -> None:
             each = spent / 1e9 / told["steps"]
             share, core = each / step, spent / 1e9 / told["seconds"]
             print(f"{workload}\t{thread}\t{each * 1e6:.1f}\t{share:.4f}\t{core:.2%}", flush=True)
+        if told["lost"]:
+            print(f"{workload}\tlost\t{told['lost'] * step * 1e6:.1f}\t{told['lost']:.4f}\t", flush=True)
 
 
 if __name__ == "__main__":
