@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-__all__ = ["MEANT_US", "fitting"]
+__all__ = ["MEANT_US", "fitting", "launch"]
 
 ROOT = Path(__file__).parents[2]
 MEANT_US = {"mlp": 350.0, "gpt": 30_000.0, "inference": 50.0, "jax_fast": 200.0, "jax_slow": 10_000.0}
@@ -45,6 +45,15 @@ def fitting(workload: str) -> float:
             load = a + (meant - a_us) / each if each > 0 else load * meant / took
         load = min(max(load, _LEAST), _MOST)
     return min(tried, key=lambda one: abs(one[1] - meant))[0]
+
+
+def launch(module: str, *arguments: str, folder: str, load: float) -> None:
+    """Run one of this package's modules under `otel-ml run`, its run in `folder`, with batches of that load."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    subprocess.run(
+        [str(Path(sys.executable).with_name("otel-ml")), "run", "-m", module, *arguments],
+        env={**kept, "OTEL_ML_DIR": folder, "OTEL_ML_SUMMARY": "0", "BENCH_LOAD": str(load)}, check=True,
+    )  # fmt: skip
 
 
 def _step_us(workload: str, load: float) -> float:

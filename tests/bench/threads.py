@@ -15,8 +15,6 @@ import argparse
 import importlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 from tests.bench import loops
-from tests.bench.load import fitting
+from tests.bench.load import fitting, launch
 
 WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
 _WARM_S = 8.0  # imports, the run's begin, the burst of exact points
@@ -133,13 +131,9 @@ def main() -> None:
         load = args.load or fitting(workload)
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result"
-            kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-            subprocess.run(
-                [
-                    str(Path(sys.executable).with_name("otel-ml")), "run", "-m", "tests.bench.threads",
-                    "--inside", str(result), "--workload", workload, "--seconds", str(args.seconds),
-                ],
-                env={**kept, "OTEL_ML_DIR": folder, "OTEL_ML_SUMMARY": "0", "BENCH_LOAD": str(load)}, check=True,
+            launch(
+                "tests.bench.threads", "--inside", str(result), "--workload", workload, "--seconds", str(args.seconds),
+                folder=folder, load=load,
             )  # fmt: skip
             told = json.loads(result.read_text(encoding="utf-8"))
         step = told["seconds"] / told["steps"]

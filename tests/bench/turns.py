@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +22,7 @@ from statistics import median, quantiles
 from otel_ml.store.reader import RunReader
 from otel_ml.store.runs import find_run
 from tests.bench import loops
-from tests.bench.load import fitting
+from tests.bench.load import fitting, launch
 
 WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
 _SETTLE_S = 1.0  # a turn of the drain, and the store's delay
@@ -90,13 +88,9 @@ def measured(workload: str, turns: int, load: float) -> list[float]:
     """Microseconds a step of each turn, hooked and plain alternating."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-        subprocess.run(
-            [
-                str(Path(sys.executable).with_name("otel-ml")), "run", "-m", "tests.bench.turns",
-                "--inside", str(result), "--workload", workload, "--turns", str(turns),
-            ],
-            env={**kept, "OTEL_ML_DIR": folder, "OTEL_ML_SUMMARY": "0", "BENCH_LOAD": str(load)}, check=True,
+        launch(
+            "tests.bench.turns", "--inside", str(result), "--workload", workload, "--turns", str(turns),
+            folder=folder, load=load,
         )  # fmt: skip
         taken: list[list[int]] = json.loads(result.read_text(encoding="ascii"))
         (totals,) = RunReader(find_run(Path(folder), None)).totals()
