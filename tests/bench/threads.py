@@ -25,7 +25,7 @@ from statistics import mean
 from tests.bench import loops
 from tests.bench.load import fitting, launch
 
-WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
+WORKLOADS = ("mlp", "inference", "jax_fast", "jax_slow")
 _WARM_S = 8.0  # imports, the run's begin, the burst of exact points
 _FOREVER = 1 << 60
 _SLOW_S = 0.002  # a step, from which it costs nothing to look at our threads after each

@@ -24,10 +24,11 @@ from otel_ml.store.runs import find_run
 from tests.bench import loops
 from tests.bench.load import fitting, launch
 
-WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
+WORKLOADS = ("mlp", "inference", "jax_fast", "jax_slow")
 _SETTLE_S = 1.0  # a turn of the drain, and the store's delay
 _TURN_S = 1.0
 _FOREVER = 1 << 60
+_FEWEST = 6
 
 
 class _Over(Exception):  # noqa: N818 - no error
@@ -121,6 +122,8 @@ def main() -> None:
     parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.turns < _FEWEST:
+        parser.error(f"--turns {args.turns}: fewer than {_FEWEST} say nothing")
     if args.inside is not None:
         inside(args.workload[0], args.turns, args.inside)
         return
