@@ -54,7 +54,8 @@ def spans_of(folder: Path) -> dict[str, list[str]]:
     """The names of the spans that a gateway kept, by trace id."""
     found: dict[str, list[str]] = {}
     path = folder / "kept.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""  # the last is being written
+    for line in whole.splitlines():
         for resource in json.loads(line).get("resourceSpans", []):
             for scope in resource["scopeSpans"]:
                 for span in scope["spans"]:
