@@ -50,6 +50,7 @@ __all__ = ["OtelMlConfigurator", "OtelMlDistro", "configure", "current", "join",
 
 _MB = 1_000_000
 _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
+_MODULE_CALL = str(Path("torch", "nn", "modules", "module.py"))
 
 current: Run | None = None
 _settings: Settings | None = None
@@ -352,10 +353,11 @@ def _strip(error: BaseException | None, seen: set[int]) -> None:
     entries: list[TracebackType] = []
     at = error.__traceback__
     while at is not None:
-        if not at.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        code = at.tb_frame.f_code
+        if code.co_name == "_wrapped_call_impl" and code.co_filename.endswith(_MODULE_CALL):
+            entries.append(_unslotted(at))
+        elif not code.co_filename.startswith(_PACKAGE):
             entries.append(at)
-        elif entries and entries[-1].tb_frame.f_code.co_name == "_wrapped_call_impl":
-            entries[-1] = _unslotted(entries[-1])
         at = at.tb_next
     rest = None
     for entry in reversed(entries):

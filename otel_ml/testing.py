@@ -40,6 +40,7 @@ from otel_ml.core import clock as clocks
 from otel_ml.core import runtime
 from otel_ml.core.context import limits, optimizers, recorders, roots, scalars
 from otel_ml.core.identity import Identity
+from otel_ml.core.recorder import keep_time_by
 from otel_ml.instrument.jax import JaxInstrumentor
 from otel_ml.instrument.torch import TorchInstrumentor
 from otel_ml.pipeline.providers import Providers
@@ -237,12 +238,14 @@ def _apart(clock: FakeClock | None) -> Iterator[None]:
     _forget(Settings.from_env({}).buffer)
     if clock is not None:
         _replace(now, clock)
+        keep_time_by(clock)
         clocks.wall = clock.wall
     try:
         yield
     finally:
         if clock is not None:
             _replace(clock, now)
+            keep_time_by(None)
             clocks.wall = wall
         errors.strict, errors.swallowed.counts = strict, counts
         runtime.frameworks.clear()

@@ -30,6 +30,7 @@ SDK_ROOMS = ("pipeline/", "export/", "store/exporters.py", "store/rows.py", "tes
 VARIABLES = {
     "settings.py": {"OTEL_ML_", "OTEL_ML_INTERNAL_", "OTEL_ML_INTERNAL_LAUNCHER", "OTEL_ML_INTERNAL_PORTS"},
     "errors.py": {"OTEL_ML_STRICT"},  # our own tests', read as early as an error may come
+    "core/native.py": {"OTEL_ML_NATIVE"},  # what hooks are made of is chosen when they are imported
     "core/runtime.py": {"OTEL_ML_ENABLED"},  # a hook may be loaded where no distro of ours is
     "core/identity.py": {"OTEL_ML_RUN_ID", "OTEL_ML_RUN_NAME"},  # one source of several, and handed down
     "configuration.py": {

@@ -21,6 +21,7 @@ def test_defaults() -> None:
     """An empty environment gives the documented defaults, and each says that it is one."""
     assert asdict(Settings.from_env({"HOME": "/home/ada"})) == {
         "enabled": True,
+        "native": True,
         "summary": True,
         "verbose": False,
         "directory": Path("/home/ada/.local/share/otel-ml"),

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from otel_ml.core.recorder import Recorders
+from otel_ml.core.recorder import Recorders, hook_threads
 from otel_ml.errors import logger
 
 __all__ = [
@@ -141,6 +141,7 @@ class Scalars:
 
 inside = _Inside()
 recorders = Recorders(limit=65_536)
+hook_threads(recorders)
 limits = Limits()
 scalars = Scalars()
 optimizers = Registry()

@@ -16,6 +16,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from otel_ml.core.native import load
 from otel_ml.errors import swallow
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ __all__ = [
     "Recorders",
     "Within",
     "bit",
+    "hook_threads",
+    "keep_time_by",
 ]
 
 WIDTH = 5
@@ -126,38 +129,76 @@ def bit(optimizer: int) -> int:
     return 1 << optimizer + 1
 
 
-class Recorder:
+class _Fields:
+    """What hooks touch at each step; `_recorder.c` has the same."""
+
+    __slots__ = ("buffer", "dropped", "expected", "limit", "merged_from", "number", "seen", "state", "stepping")
+
+    def __init__(self) -> None:
+        self.buffer: list[Any] = []
+        self.dropped = 0
+        self.number = 0
+        self.state = CLOSED
+        # Sets of optimizers, a bit each (see `bit`): whose turn it was in this round, whose makes a round whole, and
+        # the round that a candidate closed, until a turn says whether it was right to.
+        self.seen = 0
+        self.expected = 0
+        self.merged_from: int | None = None
+        self.limit = 0
+        self.stepping = False  # inside an optimizer's step
+
+    def record(self, code: int, start: int, end: int, a: object = None, b: object = None) -> None:
+        """Append one event, or count it as dropped when the recorder or the memory is full."""
+        try:
+            if len(self.buffer) < self.limit:
+                self.buffer.extend((code, start, end, a, b))
+            else:
+                self.dropped += 1
+        except MemoryError:  # the program's to meet, where it asks for memory
+            self.dropped += 1
+
+    def candidate(self) -> None:
+        """A root forward with grad, zero_grad or backward begins: closes a complete round, opens a step."""
+        if self.state == DONE:
+            self.number += 1
+            self.expected = self.merged_from = self.seen
+            self.seen = 0
+            self.state = OPEN
+        elif self.state < OPEN:
+            self.state = OPEN
+
+
+_native = load("otel_ml.core._recorder")
+
+if TYPE_CHECKING:
+    _Base = _Fields
+else:
+    _Base = _Fields if _native is None else _native.Fields
+
+
+class Recorder(_Base):
     """One thread's events and its online step counter."""
 
     __slots__ = (
         "__weakref__",
         "alive",
         "apart",
-        "buffer",
         "cpu",
         "defers",
-        "dropped",
-        "expected",
         "extend",
         "held",
         "ident",
         "kept",
         "last",
-        "limit",
-        "merged_from",
         "name",
-        "number",
         "ordinal",
-        "seen",
-        "state",
         "steady",
-        "stepping",
         "taken",
         "tracker",
     )
 
     def __init__(self, limit: int) -> None:
-        self.buffer: list[Any] = []
+        super().__init__()
         self.extend: Callable[[tuple[Any, ...]], None] = self.buffer.extend
         self.ident = threading.get_ident()
         self.name = threading.current_thread().name
@@ -181,23 +222,10 @@ class Recorder:
         self.steady: Any = None  # the drain's
         self.number = 0
         self.state = CLOSED
-        self.stepping = False  # inside an optimizer's step
+        self.stepping = False
         self.__class__ = Recorder
-        # Sets of optimizers, a bit each (see `bit`): whose turn it was in this round, whose makes a round whole, and
-        # the round that a candidate closed, until a turn says whether it was right to.
-        self.seen = 0
-        self.expected = 0
-        self.merged_from: int | None = None
-
-    def record(self, code: int, start: int, end: int, a: object = None, b: object = None) -> None:
-        """Append one event, or count it as dropped when the recorder or the memory is full."""
-        try:
-            if len(self.buffer) < self.limit:
-                self.extend((code, start, end, a, b))
-            else:
-                self.dropped += 1
-        except MemoryError:  # the program's to meet, where it asks for memory
-            self.dropped += 1
+        self.seen = self.expected = 0
+        self.merged_from = None
 
     def take(self) -> list[Any]:
         """Everything recorded since the last call, flat; called by the drain only."""
@@ -248,16 +276,6 @@ class Recorder:
         elif self.state == FETCHED or self.merged_from is not None:
             self.merged_from = None
             self.state = CLOSED
-
-    def candidate(self) -> None:
-        """A root forward with grad, zero_grad or backward begins: closes a complete round, opens a step."""
-        if self.state == DONE:
-            self.number += 1
-            self.expected = self.merged_from = self.seen
-            self.seen = 0
-            self.state = OPEN
-        elif self.state < OPEN:
-            self.state = OPEN
 
     def numbered(self, number: int) -> None:
         """The program says that its next step begins, and its number; one that it had before stays as it is counted."""
@@ -462,6 +480,18 @@ class Recorders:
             self.gone[0] + sum(r.taken for r in self.all),
             self.gone[1] + sum(r.dropped for r in self.all),
         )
+
+
+def hook_threads(recorders: Recorders) -> None:
+    """Have the hooks that are written in C record with these."""
+    if _native is not None:
+        _native.use(Recorder, recorders.local, recorders.mine)
+
+
+def keep_time_by(clock: Callable[[], int] | None) -> None:
+    """Have the hooks that are written in C ask this clock; None: their own."""
+    if _native is not None:
+        _native.set_clock(clock)
 
 
 class _Token:

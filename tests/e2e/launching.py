@@ -45,8 +45,8 @@ class Outcome:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of these tests without anything of OpenTelemetry's, and what is given."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "TRACEPARENT"))}
+    """The environment of these tests without anything of OpenTelemetry's but for what hooks are, and what is given."""
+    kept = {k: v for k, v in os.environ.items() if k == "OTEL_ML_NATIVE" or not k.startswith(("OTEL_", "TRACEPARENT"))}
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **more}
 
 

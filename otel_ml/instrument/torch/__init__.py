@@ -37,7 +37,7 @@ def _hook(torch: Any) -> None:
         values,
     )
 
-    met = (*_methods(Recorder), *_methods(Within), *_methods(Recorders), *_methods(Registry))
+    met = [method for cls in (*Recorder.__mro__, Within, Recorders, Registry) for method in _methods(cls)]
     for function in (values.scalar, values.shape, swallow, *met):
         hidden.hide_deep(function)
     hidden.hide(vars(ImportHookFinder)["find_spec"])  # runs at every import, also in what is compiled

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
+from otel_ml.core.native import load
 from otel_ml.core.recorder import BACKWARD, OPEN
 from otel_ml.errors import swallow
-from otel_ml.instrument.torch.hidden import hide
+from otel_ml.instrument.torch.hidden import hide, hide_deep
 from otel_ml.instrument.torch.values import scalar
 
 if TYPE_CHECKING:
@@ -17,44 +18,60 @@ if TYPE_CHECKING:
 
 __all__ = ["install"]
 
+_native = load("otel_ml.instrument.torch._hooks")
+
 
 def install(torch: Any, patches: Patches) -> None:
     """Time every backward and keep the value of the scalar it was given."""
     original = torch.autograd.backward
-    local = recorders.local
     tensor = torch.Tensor
     functions, dispatches = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
 
-    @functools.wraps(original)
-    def backward(*args: Any, **kwargs: Any) -> Any:
-        try:
-            recorder = local.recorder
-        except AttributeError:
-            recorder = recorders.mine()
-        state = recorder.state
-        if state != OPEN:
-            recorder.candidate()
-        loss = None
-        try:
+    if _native is not None:
+        timed = _native.backward(original, tensor, functions, dispatches, hide_deep(_read))
+
+        @functools.wraps(original)
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            return timed(args, kwargs)
+
+    else:
+        local = recorders.local
+
+        @functools.wraps(original)
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            try:
+                recorder = local.recorder
+            except AttributeError:
+                recorder = recorders.mine()
+            if recorder.state != OPEN:
+                recorder.candidate()
             given: Any = args[0] if args else kwargs.get("tensors")
+            loss = None
             if type(given) is tensor and not functions() and not dispatches() and given.is_cpu and not given.ndim:
                 try:
                     loss = float(given.item())  # what `scalar()` comes to where nothing is special
                 except RuntimeError:
-                    loss = scalar(given)
-            elif type(given) is not tensor and isinstance(given, (tuple, list)):
-                parts = [scalar(t) for t in given]
-                loss = sum(p for p in parts if p is not None) if None not in parts else None
+                    loss = _read(given)
             else:
-                loss = scalar(given)
-        except Exception:  # noqa: BLE001 - the law: never break the program
-            swallow("reading the loss")
-        start = now()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            recorder.record(BACKWARD, start, now(), loss)
+                loss = _read(given)
+            start = now()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                recorder.record(BACKWARD, start, now(), loss)
 
     hide(backward)
     backward._torchdynamo_inline = original  # type: ignore[attr-defined]
     patches.set(torch.autograd, "backward", backward)
+
+
+def _read(given: Any) -> float | None:
+    """The sum of the scalars that backward is given; None where one of them is not on the host."""
+    try:
+        if isinstance(given, (tuple, list)):
+            parts = [scalar(t) for t in given]
+            return sum(p for p in parts if p is not None) if None not in parts else None
+        return scalar(given)
+    except Exception:  # noqa: BLE001 - the law: never break the program
+        swallow("reading the loss")
+        return None

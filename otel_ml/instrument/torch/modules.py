@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders, roots
+from otel_ml.core.native import load
 from otel_ml.core.recorder import FAILED, FORWARD, FORWARD_NOGRAD, OPEN
 from otel_ml.errors import guard
 from otel_ml.instrument.torch.hidden import hide, hide_deep, tracing
@@ -36,6 +37,7 @@ _compiling = sys.modules["torch"].compiler.is_dynamo_compiling
 local = recorders.local
 _depth = threading.local()
 _numbers = roots.numbers
+_native = load("otel_ml.instrument.torch._hooks")
 
 
 class RootSlot:
@@ -61,6 +63,12 @@ class SharedSlot(RootSlot):
         return MethodType(self.call, obj)
 
 
+def _slot(call: Any, *, shared: bool) -> Any:
+    if _native is not None:
+        return _native.Slot(call, _numbers) if shared else _native.Slot(call)
+    return (SharedSlot if shared else RootSlot)(call)
+
+
 class Roots:
     """Finds root modules and keeps their classes' slots."""
 
@@ -71,7 +79,7 @@ class Roots:
         self.armed = False
         self.armings = 0
         self.quiet = 0
-        self.classes: dict[type, RootSlot] = {}
+        self.classes: dict[type, Any] = {}
         self.window: dict[int, Any] = {}
         self.compiled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.call = self._make_call()
@@ -90,6 +98,8 @@ class Roots:
         numbers = roots.numbers
         floating = torch.Tensor.is_floating_point
         is_traced = torch._C._is_tracing
+        if _native is not None:
+            return _native.forward(numbers, roots.number, tensor, is_grad_enabled, is_traced, modes, compiled)
 
         def root_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
             if is_traced():  # by torch.jit: a shape read here would be a node in its graph
@@ -204,7 +214,7 @@ class Roots:
         for cls in self.window.values():
             shared = cls.__module__.split(".")[0] == "torch"
             if cls not in self.classes and not (many and shared):
-                self.classes[cls] = (SharedSlot if shared else RootSlot)(self.call)
+                self.classes[cls] = _slot(self.call, shared=shared)
         for cls, slot in self.classes.items():
             self.patches.set(cls, SLOT, slot)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import optimizers, recorders
+from otel_ml.core.native import load
 from otel_ml.core.recorder import BUILD, CLIP, OPEN, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
 from otel_ml.errors import guard, swallow
 from otel_ml.instrument.torch.hidden import hide, hide_deep
@@ -24,57 +25,69 @@ if TYPE_CHECKING:
 __all__ = ["install", "install_clipping", "install_scaler"]
 
 local = recorders.local
+_native = load("otel_ml.instrument.torch._hooks")
 
 
 def install(torch: Any, patches: Patches, built: Any) -> None:
     """Record every optimizer's steps and zero_grads; `built()` is called when one is constructed."""
     compiling = torch.compiler.is_dynamo_compiling
     numbers = optimizers.numbers
+    hide_deep(_number)
+    hide_deep(_rates)
     base = torch.optim.Optimizer
     wrapped: set[type] = set()
 
-    def rates(groups: Any) -> Any:
-        return scalar(groups[0]["lr"]) if len(groups) == 1 else tuple(scalar(g["lr"]) for g in groups)
-
-    hide_deep(rates)
-
     def wrap(original: Any) -> Any:
-        @functools.wraps(original)
-        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if compiling():
-                return original(self, *args, **kwargs)
-            try:
-                recorder = local.recorder
-            except AttributeError:
-                recorder = recorders.mine()
-            if recorder.stepping:  # a subclass calls its base's step, a wrapper the wrapped one's: it is one turn
-                return original(self, *args, **kwargs)
-            recorder.stepping = True
-            start = now()
-            try:
-                result = original(self, *args, **kwargs)
-            except BaseException:
-                recorder.record(OPTIMIZER_WORK, start, now())
-                raise
-            finally:
-                recorder.stepping = False
-            end = now()
-            rate = None
-            try:
+        if _native is not None:
+            turn = _native.step(original, numbers, _number, _rates)
+
+            @functools.wraps(original)
+            def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(self, *args, **kwargs)
+                result = turn(self, args, kwargs)
+                if runtime.profiler is not None and not (recorder := recorders.mine()).stepping:
+                    runtime.profiler.turned("torch", recorder.number)
+                return result
+
+        else:
+
+            @functools.wraps(original)
+            def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+                if compiling():
+                    return original(self, *args, **kwargs)
+                try:
+                    recorder = local.recorder
+                except AttributeError:
+                    recorder = recorders.mine()
+                if recorder.stepping:  # a subclass calls its base's step, a wrapper the wrapped one's: it is one turn
+                    return original(self, *args, **kwargs)
+                recorder.stepping = True
+                start = now()
+                try:
+                    result = original(self, *args, **kwargs)
+                except BaseException:
+                    recorder.record(OPTIMIZER_WORK, start, now())
+                    raise
+                finally:
+                    recorder.stepping = False
+                end = now()
                 number = numbers.get(id(self), -1)
                 if number < 0:
-                    number = optimizers.number(self)
-                groups = self.param_groups
-                rate = groups[0]["lr"] if len(groups) == 1 else None
-                if type(rate) is not float:
-                    rate = rates(groups)
-            except Exception:  # noqa: BLE001 - an optimizer without param_groups still takes its turn
-                swallow("reading the learning rate")
-            recorder.turn(number)
-            recorder.record(STEP, start, end, number, rate)
-            if runtime.profiler is not None:
-                runtime.profiler.turned("torch", recorder.number)
-            return result
+                    number = _number(self)
+                rate = None
+                try:
+                    groups = self.param_groups
+                    rate = groups[0]["lr"] if len(groups) == 1 else None
+                    if type(rate) is not float:
+                        rate = _rates(self)
+                except Exception:  # noqa: BLE001 - an optimizer without param_groups still takes its turn
+                    swallow("reading the learning rate")
+                recorder.turn(number)
+                recorder.record(STEP, start, end, number, rate)
+                if runtime.profiler is not None:
+                    runtime.profiler.turned("torch", recorder.number)
+                return result
 
         return hide(step)
 
@@ -120,24 +133,51 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
 
     original_zero = base.zero_grad
 
-    @functools.wraps(original_zero)
-    def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if compiling():
-            return original_zero(self, *args, **kwargs)
-        try:
-            recorder = local.recorder
-        except AttributeError:
-            recorder = recorders.mine()
-        state = recorder.state
-        if state != OPEN:
-            recorder.candidate()
-        start = now()
-        try:
-            return original_zero(self, *args, **kwargs)
-        finally:
-            recorder.record(ZERO_GRAD, start, now(), numbers.get(id(self), -1))
+    if _native is not None:
+        zero = _native.zero_grad(original_zero, numbers)
+
+        @functools.wraps(original_zero)
+        def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return original_zero(self, *args, **kwargs) if compiling() else zero(self, args, kwargs)
+
+    else:
+
+        @functools.wraps(original_zero)
+        def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                return original_zero(self, *args, **kwargs)
+            try:
+                recorder = local.recorder
+            except AttributeError:
+                recorder = recorders.mine()
+            if recorder.state != OPEN:
+                recorder.candidate()
+            start = now()
+            try:
+                return original_zero(self, *args, **kwargs)
+            finally:
+                recorder.record(ZERO_GRAD, start, now(), numbers.get(id(self), -1))
 
     patches.set(base, "zero_grad", hide(zero_grad))
+
+
+def _number(optimizer: Any) -> int:
+    """The number that it is known by from now on; -1 for what cannot be."""
+    try:
+        return optimizers.number(optimizer)
+    except Exception:  # noqa: BLE001 - one that no weak reference can be had to still takes its turn
+        swallow("numbering an optimizer")
+        return -1
+
+
+def _rates(optimizer: Any) -> Any:
+    """The learning rate of an optimizer's only group, or those of all; None for what is not ready on the host."""
+    try:
+        groups = optimizer.param_groups
+        return scalar(groups[0]["lr"]) if len(groups) == 1 else tuple(scalar(g["lr"]) for g in groups)
+    except Exception:  # noqa: BLE001 - an optimizer without param_groups still takes its turn
+        swallow("reading the learning rate")
+        return None
 
 
 def _unbound(bound: Any) -> Any:

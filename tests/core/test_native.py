@@ -1,0 +1,65 @@
+"""What is compiled and what is Python record the same, and which of both it is can be told and chosen."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401 - modules of ours that look for it in sys.modules are imported here
+
+from otel_ml.cli.doctor import Check, examine
+from otel_ml.core import native, recorder
+from otel_ml.instrument.torch import modules
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILED = "otel_ml.instrument.torch._hooks"
+SAME = (
+    "tests/core/test_recorder.py",
+    "tests/instrument/torch",
+    "tests/pipeline/test_steps.py",
+    "tests/safety/test_compile.py::test_compile",
+    "tests/safety/test_bitwise.py",
+)
+
+
+def can_compile() -> bool:
+    """Whether this machine has what the hooks are compiled with."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return sys.platform == "linux" and headers.exists() and shutil.which("cc") is not None
+
+
+def test_compiled() -> None:
+    """Where there is a compiler, an installation has compiled the hooks, and uses them."""
+    if os.environ.get("OTEL_ML_NATIVE") == "0" or not can_compile():
+        pytest.skip("nothing is compiled here")
+    loaded = native.load(COMPILED)
+    assert Path(loaded.__file__).suffix in importlib.machinery.EXTENSION_SUFFIXES
+    assert recorder.Recorder.__base__ is native.load("otel_ml.core._recorder").Fields
+    assert type(modules._slot(print, shared=False)) is loaded.Slot
+    assert Check("installed", "hooks", "ok", "compiled") in examine({})
+
+
+def test_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`OTEL_ML_NATIVE=0` leaves out what was compiled, and doctor says so."""
+    monkeypatch.setenv("OTEL_ML_NATIVE", "0")
+    assert native.load(COMPILED) is None
+    said = Check("installed", "hooks", "note", "Python, as the settings say: some 7 µs more a step")
+    assert said in examine({"OTEL_ML_NATIVE": "0"})
+
+
+@pytest.mark.slow
+def test_python_alone() -> None:
+    """What holds of the compiled hooks, of recorders and of compiled programs holds with hooks that are Python."""
+    if os.environ.get("OTEL_ML_NATIVE") == "0":
+        pytest.skip("this is that run")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SAME],
+        cwd=ROOT, env={**os.environ, "OTEL_ML_NATIVE": "0"}, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
