@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from otel_ml import redact
-from otel_ml.core.native import load, wanted
+from otel_ml.core.native import is_old, load, wanted
 from otel_ml.environment import DISTRO
 from otel_ml.errors import CommandError, SettingsError
 from otel_ml.settings import SIGNALS, STORE, Settings, config_file, endpoint_configured, exporters, sdk_disabled
@@ -141,7 +141,13 @@ def _native(environ: Mapping[str, str]) -> Check:
     """Whether torch's hooks are the compiled ones."""
     if not wanted(environ):
         return Check("installed", "hooks", "note", "Python, as the settings say: some 7 µs more a step")
-    if load("otel_ml.instrument.torch._hooks") is not None:
+    hooks = "otel_ml.instrument.torch._hooks"
+    if is_old(hooks):
+        detail = (
+            "Python, some 7 µs more a step: the source has changed since they were compiled; type: pip install -e ."
+        )
+        return Check("installed", "hooks", "note", detail)
+    if load(hooks) is not None:
         return Check("installed", "hooks", "ok", "compiled")
     if not sys.platform.startswith("linux") or platform.python_implementation() != "CPython":
         return Check("installed", "hooks", "ok", "Python; they are compiled for CPython on Linux alone")

@@ -116,6 +116,7 @@ use(PyObject *module, PyObject *args)
     Py_XSETREF(core->local, local);
     Py_INCREF(mine);
     Py_XSETREF(core->mine, mine);
+    core->changes++;
     Py_RETURN_NONE;
 }
 
@@ -129,9 +130,17 @@ set_clock(PyObject *module, PyObject *clock)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+changed(PyObject *module, PyObject *unused)
+{
+    core->changes++;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"use", use, METH_VARARGS, NULL},
     {"set_clock", set_clock, METH_O, NULL},
+    {"changed", changed, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -146,6 +155,7 @@ PyMODINIT_FUNC
 PyInit__recorder(void)
 {
     core = &the_core;
+    core->changes = 1;
     core->name_recorder = PyUnicode_InternFromString("recorder");
     core->name_candidate = PyUnicode_InternFromString("candidate");
     core->name_edge = PyUnicode_InternFromString("edge");

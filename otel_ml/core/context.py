@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from otel_ml.core.recorder import Recorders, hook_threads
+from otel_ml.core.recorder import Recorders, changed, hook_threads
 from otel_ml.errors import logger
 
 __all__ = [
@@ -71,12 +71,14 @@ class Registry:
         """Forget every object: what another run in this process begins with."""
         with self._lock:
             self.numbers.clear()
+            changed()
             self.labels.clear()
             self.facts.clear()
             self._references.clear()
 
     def _forget(self, key: int, _: object) -> None:
         self.numbers.pop(key, None)
+        changed()
         self._references.pop(key, None)
 
 

@@ -2,19 +2,24 @@
 
 A step's hooks cost half as much with them: between torch's operations everything is cold, and
 C touches less. Everything else is the same, and works without them: where there is no compiler,
-outside Linux, and with `OTEL_ML_NATIVE=0`. `otel-ml doctor` says which it is.
+outside Linux, with `OTEL_ML_NATIVE=0`, and in a source tree that has changed since it was
+installed. `otel-ml doctor` says which it is.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["load", "wanted"]
+__all__ = ["is_old", "load", "wanted"]
+
+_SHARED = "recorder.h"
 
 
 def wanted(environ: Mapping[str, str]) -> bool:
@@ -23,10 +28,20 @@ def wanted(environ: Mapping[str, str]) -> bool:
 
 
 def load(name: str) -> Any:
-    """A module that is written in C; None where it is not there, or not wanted."""
-    if not wanted(os.environ):
+    """A module that is written in C; None where it is not there, not wanted, or not of this source."""
+    if not wanted(os.environ) or is_old(name):
         return None
     try:
         return importlib.import_module(name)
     except ImportError:
         return None
+
+
+def is_old(name: str) -> bool:
+    """Whether it was compiled from a source that is here and has changed since."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        return False
+    made = Path(spec.origin)
+    sources = (made.with_name(f"{name.rpartition('.')[2]}.c"), Path(__file__).with_name(_SHARED))
+    return any(source.exists() and source.stat().st_mtime > made.stat().st_mtime for source in sources)

@@ -32,6 +32,7 @@ typedef struct {
     PyObject *local;      /* its `recorder` is this thread's */
     PyObject *mine;       /* makes this thread's */
     PyObject *clock;      /* tells the time instead of the kernel; NULL but in tests */
+    unsigned long changes; /* how often a thread's recorder, or an object's number, has ceased to be its own */
     PyObject *name_recorder, *name_candidate, *name_edge, *name_turn;
 } Core;
 
@@ -64,10 +65,20 @@ now(void)
     return at.tv_sec * 1000000000LL + at.tv_nsec;
 }
 
+/* This thread's recorder, and at how many changes it was. */
+static __thread struct {
+    RecorderFields *recorder;
+    unsigned long at;
+} known_here;
+
 /* This thread's recorder, a new reference; NULL without an error where there can be none. */
 static inline RecorderFields *
 this_thread(void)
 {
+    if (known_here.at == core->changes) {
+        Py_INCREF(known_here.recorder);
+        return known_here.recorder;
+    }
     PyObject *found = core->local == NULL ? NULL : PyObject_GetAttr(core->local, core->name_recorder);
     if (found == NULL) {
         PyErr_Clear();
@@ -80,6 +91,10 @@ this_thread(void)
     if (Py_TYPE(found) != core->plain && !PyObject_TypeCheck(found, core->fields)) {
         Py_DECREF(found);
         return NULL;
+    }
+    if (PyObject_HasAttr(core->local, core->name_recorder)) { /* else it is one that takes nothing */
+        known_here.recorder = (RecorderFields *)found;
+        known_here.at = core->changes;
     }
     return (RecorderFields *)found;
 }

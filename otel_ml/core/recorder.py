@@ -68,6 +68,7 @@ __all__ = [
     "Recorders",
     "Within",
     "bit",
+    "changed",
     "hook_threads",
     "keep_time_by",
 ]
@@ -457,6 +458,7 @@ class Recorders:
         """Forget everything: what a forked child does first."""
         self._lock = threading.Lock()
         self.local.__dict__.clear()
+        changed()
         self.all = []
         self.made = 0
         self.main = None
@@ -482,6 +484,12 @@ class Recorders:
         )
 
 
+def changed() -> None:
+    """A thread's recorder, or an object's number, is no longer its own: what C remembers of that is forgotten."""
+    if _native is not None:
+        _native.changed()
+
+
 def hook_threads(recorders: Recorders) -> None:
     """Have the hooks that are written in C record with these."""
     if _native is not None:
@@ -502,3 +510,4 @@ class _Token:
 
 def _retire(recorder: Recorder) -> None:
     recorder.alive = False
+    changed()

@@ -56,6 +56,7 @@ SET = {
 }  # fmt: skip
 DEFAULTS = {
     "OTEL_ML_ENABLED": True, "OTEL_ML_SUMMARY": True, "OTEL_ML_VERBOSE": False,
+    "OTEL_ML_NATIVE": True,
     "OTEL_ML_DIR": "/home/ada/.local/share/otel-ml", "OTEL_ML_STORE": True, "OTEL_ML_STORE_RUN_MB": 256,
     "OTEL_ML_STORE_TOTAL_MB": 2048, "OTEL_ML_STORE_DAYS": 30, "OTEL_ML_RUN_ID": None,
     "OTEL_ML_POINTS_PER_SECOND": 128.0, "OTEL_ML_POINTS_BURST": 2000, "OTEL_ML_BUFFER": 262144,

@@ -39,6 +39,7 @@ def test_compiled() -> None:
     if os.environ.get("OTEL_ML_NATIVE") == "0" or not can_compile():
         pytest.skip("nothing is compiled here")
     loaded = native.load(COMPILED)
+    assert loaded is not None, "type: pip install -e ."
     assert Path(loaded.__file__).suffix in importlib.machinery.EXTENSION_SUFFIXES
     assert recorder.Recorder.__base__ is native.load("otel_ml.core._recorder").Fields
     assert type(modules._slot(print, shared=False)) is loaded.Slot
@@ -51,6 +52,25 @@ def test_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.load(COMPILED) is None
     said = Check("installed", "hooks", "note", "Python, as the settings say: some 7 µs more a step")
     assert said in examine({"OTEL_ML_NATIVE": "0"})
+
+
+def test_old(tmp_path: Path) -> None:
+    """What was compiled from a source that has changed since is left out."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    made, source = folder / "thing.so", folder / "thing.c"
+    for path, at in ((made, 1000), (source, 999)):
+        path.touch()
+        os.utime(path, (at, at))
+    loader = importlib.machinery.ExtensionFileLoader("thing", str(made))
+    spec = importlib.machinery.ModuleSpec("thing", loader, origin=str(made))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "find_spec", lambda _: spec)
+        patch.setattr(native, "_SHARED", "of no source")
+        assert not native.is_old("thing")
+        os.utime(source, (1001, 1001))
+        assert native.is_old("thing")
+        assert native.load("thing") is None
 
 
 @pytest.mark.slow

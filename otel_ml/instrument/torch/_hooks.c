@@ -13,15 +13,23 @@ enum { FORWARD = 3, FORWARD_NOGRAD = 4, BACKWARD = 5, ZERO_GRAD = 6, STEP = 7, O
 enum { FAILED = -2, UNKNOWN = -1 };
 enum { MOST = 8 };
 
-static PyObject *name_call_impl, *name_shape, *name_is_floating_point, *name_numel, *name_is_cpu, *name_ndim, *name_item,
+static PyObject *name_call_impl, *name_shape, *name_is_floating_point, *name_numel, *name_is_cpu, *name_item,
     *name_tensors, *name_param_groups, *name_lr;
 
 /* --- one callable with what it needs ---------------------------------------------------- */
+
+/* The object met last, its number, and at how many changes it was: most hooks meet one again and again. */
+typedef struct {
+    PyObject *thing; /* for its address alone */
+    PyObject *number;
+    unsigned long at;
+} Met;
 
 typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
     PyObject *given[MOST];
+    Met met;
 } Hook;
 
 static PyTypeObject *hook_type;
@@ -49,6 +57,7 @@ Hook_dealloc(Hook *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Hook_clear(self);
+    Py_XDECREF(self->met.number);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -80,6 +89,7 @@ make(vectorcallfunc body, PyObject *const *args, Py_ssize_t count, Py_ssize_t ne
     if (self == NULL)
         return NULL;
     self->vectorcall = body;
+    self->met = (Met){NULL, NULL, 0};
     for (int i = 0; i < MOST; i++) {
         self->given[i] = i < count ? args[i] : NULL;
         Py_XINCREF(self->given[i]);
@@ -90,28 +100,34 @@ make(vectorcallfunc body, PyObject *const *args, Py_ssize_t count, Py_ssize_t ne
 
 /* --- what they ask ------------------------------------------------------------------------ */
 
-/* The number that an object is known by: borrowed, NULL without an error where it is not known. */
+/* The number that an object is known by, a new reference; NULL without an error where it is not known. */
 static PyObject *
-known_number(PyObject *numbers, PyObject *thing)
+known_number(Met *met, PyObject *numbers, PyObject *thing)
 {
-    PyObject *key = PyLong_FromVoidPtr(thing);
-    PyObject *found = key == NULL ? NULL : PyDict_GetItemWithError(numbers, key);
-    Py_XDECREF(key);
-    if (found == NULL)
-        PyErr_Clear();
-    return found;
+    if (met->thing != thing || met->at != core->changes) {
+        PyObject *key = PyLong_FromVoidPtr(thing);
+        PyObject *found = key == NULL ? NULL : PyDict_GetItemWithError(numbers, key);
+        Py_XDECREF(key);
+        if (found == NULL) {
+            PyErr_Clear();
+            return NULL;
+        }
+        met->thing = thing;
+        met->at = core->changes;
+        Py_INCREF(found);
+        Py_XSETREF(met->number, found);
+    }
+    Py_INCREF(met->number);
+    return met->number;
 }
 
-/* The same as a new reference, from `number_of` where it is not known yet. */
+/* The same, from `number_of` where it is not known yet. */
 static PyObject *
-number_of(PyObject *numbers, PyObject *number_of, PyObject *thing)
+number_of(Met *met, PyObject *numbers, PyObject *number_of, PyObject *thing)
 {
-    PyObject *found = known_number(numbers, thing);
-    if (found != NULL) {
-        Py_INCREF(found);
-        return found;
-    }
-    found = PyObject_CallOneArg(number_of, thing);
+    PyObject *found = known_number(met, numbers, thing);
+    if (found == NULL)
+        found = PyObject_CallOneArg(number_of, thing);
     if (found == NULL)
         PyErr_Clear();
     return found;
@@ -264,7 +280,7 @@ forward_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *names)
         Py_XSETREF(size, PyLong_FromLong(FAILED));
     else if (size == NULL)
         size = PyLong_FromLong(UNKNOWN);
-    PyObject *number = number_of(self->given[F_NUMBERS], self->given[F_NUMBER_OF], args[0]);
+    PyObject *number = number_of(&self->met, self->given[F_NUMBERS], self->given[F_NUMBER_OF], args[0]);
     record(recorder, grad ? FORWARD : FORWARD_NOGRAD, start, end, number, size);
     Py_XDECREF(number);
     Py_XDECREF(size);
@@ -291,11 +307,9 @@ plain_loss(Hook *self, PyObject *given)
         return NULL;
     PyObject *loss = NULL;
     PyObject *on_cpu = PyObject_GetAttr(given, name_is_cpu);
-    PyObject *dims = PyObject_GetAttr(given, name_ndim);
-    if (on_cpu == Py_True && dims != NULL && PyLong_AsLong(dims) == 0)
-        loss = PyObject_CallMethodNoArgs(given, name_item);
+    if (on_cpu == Py_True)
+        loss = PyObject_CallMethodNoArgs(given, name_item); /* an error where it holds more than one value */
     Py_XDECREF(on_cpu);
-    Py_XDECREF(dims);
     if (PyErr_Occurred())
         PyErr_Clear();
     if (loss != NULL && !PyFloat_CheckExact(loss))
@@ -382,7 +396,7 @@ step_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *names)
         Py_DECREF(recorder);
         return give_back(result, error);
     }
-    PyObject *number = number_of(self->given[O_NUMBERS], self->given[O_NUMBER_OF], optimizer);
+    PyObject *number = number_of(&self->met, self->given[O_NUMBERS], self->given[O_NUMBER_OF], optimizer);
     PyObject *rate = rate_of(self, optimizer);
     if (number == NULL)
         number = PyLong_FromLong(UNKNOWN);
@@ -414,10 +428,11 @@ zero_grad_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *name
     PyObject *result = call_method(self->given[O_ORIGINAL], args[0], args[1], args[2]);
     long long end = now();
     Raised error = set_aside(result);
-    PyObject *number = known_number(self->given[O_NUMBERS], args[0]);
-    PyObject *unknown = number == NULL ? PyLong_FromLong(UNKNOWN) : NULL;
-    record(recorder, ZERO_GRAD, start, end, number == NULL ? unknown : number, Py_None);
-    Py_XDECREF(unknown);
+    PyObject *number = known_number(&self->met, self->given[O_NUMBERS], args[0]);
+    if (number == NULL)
+        number = PyLong_FromLong(UNKNOWN);
+    record(recorder, ZERO_GRAD, start, end, number, Py_None);
+    Py_XDECREF(number);
     Py_DECREF(recorder);
     return give_back(result, error);
 }
@@ -433,7 +448,8 @@ zero_grad(PyObject *module, PyObject *const *args, Py_ssize_t count)
 typedef struct {
     PyObject_HEAD
     PyObject *call;
-    PyObject *known; /* who is answered, by id; NULL: every instance */
+    PyObject *known; /* the numbers of those who are answered; NULL: every instance is */
+    Met met;
 } Slot;
 
 static PyObject *
@@ -475,6 +491,7 @@ Slot_dealloc(Slot *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Slot_clear(self);
+    Py_XDECREF(self->met.number);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -482,8 +499,14 @@ Slot_dealloc(Slot *self)
 static PyObject *
 Slot_get(Slot *self, PyObject *module, PyObject *owner)
 {
-    if (module == NULL || module == Py_None || (self->known != NULL && known_number(self->known, module) == NULL))
+    if (module == NULL || module == Py_None)
         Py_RETURN_NONE;
+    if (self->known != NULL) {
+        PyObject *number = known_number(&self->met, self->known, module);
+        if (number == NULL)
+            Py_RETURN_NONE;
+        Py_DECREF(number);
+    }
     return PyMethod_New(self->call, module);
 }
 
@@ -534,7 +557,7 @@ PyInit__hooks(void)
     } names[] = {
         {&name_call_impl, "_call_impl"}, {&name_shape, "shape"},
         {&name_is_floating_point, "is_floating_point"}, {&name_numel, "numel"},
-        {&name_is_cpu, "is_cpu"}, {&name_ndim, "ndim"},
+        {&name_is_cpu, "is_cpu"},
         {&name_item, "item"}, {&name_tensors, "tensors"},
         {&name_param_groups, "param_groups"}, {&name_lr, "lr"},
     };
