@@ -6,7 +6,6 @@ import math
 import resource
 import sys
 from array import array
-from operator import sub
 from typing import TYPE_CHECKING
 
 from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
@@ -208,9 +207,8 @@ class Aggregate:
     def calls_of(self, calls: Calls) -> None:
         """Count several inferences."""
         self._spent(calls.starts[0], calls.ends[-1])
-        durations = list(map(sub, calls.ends, calls.starts))
-        self.calls.extend(durations)
-        self.time["productive"] += sum(durations)
+        self.calls.extend(calls.durations)
+        self.time["productive"] += sum(calls.durations)
         samples = sum(calls.samples)
         if samples:
             self.totals.inference_samples = (self.totals.inference_samples or 0) + samples

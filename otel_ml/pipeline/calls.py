@@ -7,7 +7,7 @@ it. Where many of the same model follow one another, their columns are all there
 
 from __future__ import annotations
 
-from operator import le
+from operator import le, sub
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.recorder import FAILED, FORWARD_NOGRAD, WIDTH
@@ -41,8 +41,11 @@ def calls_ahead(tracker: Tracker, chunk: list[Any], at: int) -> Calls | None:
     ends = chunk[at + 2 : at + count * WIDTH : WIDTH]
     if count < _LEAST or not all(map(le, ends, starts[1:])):
         return None
-    known = {each: unpack(each)[0] for each in set(packed)}
-    return Calls(chunk[at + 3], starts, ends, [known[each] for each in packed])
+    if packed.count(packed[0]) == count:
+        samples = [unpack(packed[0])[0]] * count
+    else:
+        samples = [unpack(each)[0] for each in packed]
+    return Calls(chunk[at + 3], starts, ends, list(map(sub, ends, starts)), samples)
 
 
 def _same(column: list[Any], value: Any) -> int:

@@ -106,6 +106,7 @@ class Calls(NamedTuple):
     root: int
     starts: list[int]
     ends: list[int]
+    durations: list[int]
     samples: list[int]  # 0 where it is not known
 
 

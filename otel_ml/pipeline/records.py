@@ -199,6 +199,10 @@ def _thin(key: str, values: list[Any], stride: int) -> dict[str, list[Any]]:
     """Each `stride` steps of a column as one: means, and the spread of what matters; the first step's number."""
     if key == names.STEP_NUMBER:
         return {key: values[::stride]}
+    count, short = -(-len(values) // stride), len(values) % stride
+    if count > 2 and values.count(values[0]) == len(values):  # it never changed: one bin, and the last, tell of all
+        two = _thin(key, values[: stride + (short or stride)], stride)
+        return {name: [first] * (count - 1) + [last] for name, (first, last) in two.items()}
     bins: list[list[Any]] = [values[n : n + stride] for n in range(0, len(values), stride)]
     if None in values:
         bins = [[v for v in b if v is not None] for b in bins]

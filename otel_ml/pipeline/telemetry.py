@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from operator import sub
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import SeverityNumber
@@ -304,7 +303,7 @@ class Telemetry:
     def _calls_alike(self, calls: Calls) -> None:
         self.aggregate.calls_of(calls)
         self.spans.calls(calls)
-        self._requests(calls.root, list(map(sub, calls.ends, calls.starts)), calls.samples, "ok")
+        self._requests(calls.root, calls.durations, calls.samples, "ok")
 
     def _requests(self, root: int, durations: list[int], samples: Sequence[int | None], outcome: str) -> None:
         """The metrics of several requests to one model; samples that are None or 0 are not known."""
@@ -312,8 +311,9 @@ class Telemetry:
         ended = {**model, names.OUTCOME: outcome}
         self.instruments.observe(names.INFERENCE_DURATION, _seconds(durations), ended)
         self.instruments.add(names.INFERENCE_REQUESTS, len(durations), ended)
-        sizes = [float(size) for size in samples if size]
-        if sizes:
+        alike = samples.count(samples[0]) == len(samples)
+        sizes = [float(samples[0] or 0)] * len(samples) if alike else [float(size) for size in samples if size]
+        if sizes and sizes[0]:
             self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
 
     def _rare(self, rare: Rare) -> None:

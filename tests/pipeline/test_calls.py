@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict
+from operator import sub
 from typing import Any
 
 import pytest
@@ -87,6 +88,6 @@ def test_totals_are_the_same() -> None:
     one, several = (Aggregate(RunTotals(), 0) for _ in range(2))
     for start, end, size in zip(starts, ends, samples, strict=True):
         one.call(Call(start, end, 0, size or None))
-    several.calls_of(Calls(0, starts, ends, samples))
+    several.calls_of(Calls(0, starts, ends, list(map(sub, ends, starts)), samples))
 
     assert asdict(one.fill(ends[-1])) == asdict(several.fill(ends[-1]))
