@@ -9,9 +9,10 @@ from opentelemetry._logs import LogRecord, SeverityNumber
 
 from otel_ml import names
 from otel_ml.pipeline.budget import Budget, stride_for
+from otel_ml.pipeline.columns import spread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from opentelemetry.context import Context
 
@@ -203,6 +204,8 @@ def _thin(key: str, values: list[Any], stride: int) -> dict[str, list[Any]]:
     if count > 2 and values.count(values[0]) == len(values):  # it never changed: one bin, and the last, tell of all
         two = _thin(key, values[: stride + (short or stride)], stride)
         return {name: [first] * (count - 1) + [last] for name, (first, last) in two.items()}
+    if type(values[0]) is float and None not in values:
+        return _told(key, *spread(values, stride))
     bins: list[list[Any]] = [values[n : n + stride] for n in range(0, len(values), stride)]
     if None in values:
         bins = [[v for v in b if v is not None] for b in bins]
@@ -211,15 +214,17 @@ def _thin(key: str, values: list[Any], stride: int) -> dict[str, list[Any]]:
     if isinstance(next((v for b in bins for v in b), None), str):
         # One word for several steps: the one that is not as usual.
         return {key: [next((v for v in b if v != "ok"), b[0]) if b else None for b in bins]}
-    out = {key: [_round(sum(b) / len(b)) if b else None for b in bins]}
+    means = [sum(b) / len(b) if b else None for b in bins]
+    return _told(key, means, [min(b, default=None) for b in bins], [max(b, default=None) for b in bins])
+
+
+def _told(
+    key: str, means: Iterable[float | None], least: Iterable[float | None], largest: Iterable[float | None]
+) -> dict[str, list[Any]]:
+    out = {key: means}
     if key in _SPREAD or key.startswith(names.STEP_LOSS + "."):
-        out[f"{key}.min"] = [_round(min(b)) if b else None for b in bins]
-        out[f"{key}.max"] = [_round(max(b)) if b else None for b in bins]
-    return out
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.6g}")
+        out |= {f"{key}.min": least, f"{key}.max": largest}
+    return {name: [None if v is None else float(f"{v:.6g}") for v in values] for name, values in out.items()}
 
 
 def _say(attributes: Mapping[Any, Any]) -> str:

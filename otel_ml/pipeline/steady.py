@@ -11,7 +11,9 @@ ways say the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import compress, cycle
 from operator import add, lt, sub
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
+from otel_ml.pipeline.columns import combined
 from otel_ml.pipeline.findings import Item
 from otel_ml.pipeline.layout import (
     BACKWARD,
@@ -36,6 +39,7 @@ from otel_ml.pipeline.layout import (
 )
 
 if TYPE_CHECKING:
+    from otel_ml.pipeline.columns import Terms
     from otel_ml.pipeline.findings import Step
     from otel_ml.pipeline.steps import Tracker
 
@@ -186,6 +190,51 @@ class Steady:
         return block
 
 
+@lru_cache(maxsize=64)
+def _plan(codes: tuple[int, ...]) -> dict[str, Terms]:
+    """Each phase of a step with these events as a sum of instants, from the codes alone: what `combined()` takes."""
+    # By place in the cycle, and whether it is the event's end: how often the instant is added.
+    times: dict[str, Counter[tuple[int, bool]]] = {}
+    rest = Counter({(len(codes), False): 1, (0, False): -1})
+
+    def spend(phase: str, since: tuple[int, bool], until: tuple[int, bool], less: int = 1) -> None:
+        for counts, sign in ((times.setdefault(phase, Counter()), less), (rest, -less)):
+            counts[until] += sign
+            counts[since] -= sign
+
+    forward: int | None = None
+    for j, code in enumerate(codes):
+        if code == r.FORWARD:
+            if forward is not None:
+                continue
+            if _backward_after(codes[j:]):
+                forward = j
+                continue
+        elif code == r.BACKWARD and forward is not None:
+            spend(FORWARD, (forward, False), (j, False))
+            for inner in range(forward + 1, j):
+                if codes[inner] != r.FORWARD:
+                    spend(FORWARD, (inner, False), (inner, True), -1)
+            forward = None
+        phase = {r.FORWARD: FORWARD, r.BACKWARD: BACKWARD}.get(code) or PHASE[code]
+        spend(phase, (j, False), (j, True))
+    times[RESIDUAL] = rest
+    return {
+        phase: tuple((*instant, count < 0) for instant, count in counts.items() for _ in range(abs(count)))
+        for phase, counts in times.items()
+    }
+
+
+def _backward_after(codes: tuple[int, ...]) -> bool:
+    """Whether a forward that these begin with runs into a backward before a turn or the next batch."""
+    for code in codes:
+        if code == r.BACKWARD:
+            return True
+        if code in (r.STEP, r.FETCH):
+            return False
+    return False
+
+
 def _recorded(block: Block, tracker: Tracker, pattern: list[int], said: list[list[Any]], carried: int) -> None:
     """Put what the program recorded into the steps in whose time it did; the last may be of the step open now."""
     count, length = len(block), len(pattern)
@@ -232,41 +281,9 @@ class _Columns:
         return self._column(self._b, j)
 
     def phases(self, block: Block) -> None:
-        """The same layout as `steps.build` makes, from the codes alone."""
-        forward: int | None = None
-        rest = block.durations
-        for j, code in enumerate(self.codes):
-            if code == r.FORWARD:
-                if forward is None and self._backward_after(j):
-                    forward = j
-                elif forward is None:
-                    rest = self._add(block, FORWARD, list(map(sub, self.end(j), self.start(j))), rest)
-                continue
-            spent = list(map(sub, self.end(j), self.start(j)))
-            if code == r.BACKWARD and forward is not None:
-                span = list(map(sub, self.start(j), self.start(forward)))
-                for inner in range(forward + 1, j):
-                    if self.codes[inner] != r.FORWARD:
-                        span = list(map(sub, span, map(sub, self.end(inner), self.start(inner))))
-                rest = self._add(block, FORWARD, span, rest)
-                forward = None
-            rest = self._add(block, BACKWARD if code == r.BACKWARD else PHASE[code], spent, rest)
-        block.phases[RESIDUAL] = rest
-
-    def _backward_after(self, j: int) -> bool:
-        """Whether a forward at `j` runs into a backward before a turn or the next batch."""
-        for code in self.codes[j:]:
-            if code == r.BACKWARD:
-                return True
-            if code in (r.STEP, r.FETCH):
-                return False
-        return False
-
-    @staticmethod
-    def _add(block: Block, phase: str, spent: list[int], rest: list[int]) -> list[int]:
-        known = block.phases.get(phase)
-        block.phases[phase] = spent if known is None else list(map(add, known, spent))
-        return list(map(sub, rest, spent))
+        """The same layout as `layout.build` makes."""
+        for phase, terms in _plan(tuple(self.codes)).items():
+            block.phases[phase] = combined(self._starts, self._ends, self._cycle, len(block), terms)
 
     def values(self, block: Block) -> bool:
         """Fill in losses, rates, norms and counts; False where one is not known throughout."""

@@ -14,6 +14,7 @@ from otel_ml.core.context import limits, optimizers, recorders, roots, scalars
 from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import memory
 from otel_ml.pipeline.aggregate import memory_peak
+from otel_ml.pipeline.columns import in_seconds
 from otel_ml.pipeline.findings import Call, Calls, Epoch, Evaluation, Point, Step
 from otel_ml.pipeline.layout import number_of
 
@@ -193,14 +194,14 @@ class Telemetry:
             context = self.spans.step(step, recorder, self._record(step, labels))
             instruments.record_kept(names.STEP_DURATION, step.duration / 1e9, framework, context)
             self.rest()
-        durations = _seconds(block.durations)
-        seconds = {phase: _seconds(spent) for phase, spent in block.phases.items()}
+        durations = in_seconds(block.durations)
+        phases = {phase: in_seconds(spent) for phase, spent in block.phases.items()}
         if kept:
             told = set(kept)
             instruments.observe(names.STEP_DURATION, [s for n, s in enumerate(durations) if n not in told], framework)
         else:
             instruments.observe(names.STEP_DURATION, durations, framework)
-        for phase, spent in seconds.items():
+        for phase, spent in phases.items():
             instruments.observe(names.PHASE_DURATION, spent, {names.PHASE: phase})
         self.rest()
         count = len(block)
@@ -211,7 +212,7 @@ class Telemetry:
             names.STEP_DURATION_S: durations,
             names.STEP_MICRO_BATCHES: [block.micro_batches] * count,
         }
-        columns.update({f"{names.STEP_PHASE}.{phase}": spent for phase, spent in seconds.items()})
+        columns.update({f"{names.STEP_PHASE}.{phase}": spent for phase, spent in phases.items()})
         for number, losses in block.losses.items():
             known = _known(losses)
             instruments.set(names.LOSS, known[-1], _of(labels, number))
@@ -309,7 +310,7 @@ class Telemetry:
         """The metrics of several requests to one model; samples that are None or 0 are not known."""
         model = {names.MODEL_NAME: roots.facts[root].get("name", roots.labels[root])}
         ended = {**model, names.OUTCOME: outcome}
-        self.instruments.observe(names.INFERENCE_DURATION, _seconds(durations), ended)
+        self.instruments.observe(names.INFERENCE_DURATION, in_seconds(durations), ended)
         self.instruments.add(names.INFERENCE_REQUESTS, len(durations), ended)
         alike = samples.count(samples[0]) == len(samples)
         sizes = [float(samples[0] or 0)] * len(samples) if alike else [float(size) for size in samples if size]
@@ -446,10 +447,6 @@ def _nothing() -> None:
 
 def _known(values: list[float | None]) -> list[float]:
     return [v for v in values if v is not None]
-
-
-def _seconds(values_ns: list[int]) -> list[float]:
-    return [v / 1e9 for v in values_ns]
 
 
 def _of(labels: dict[int, str], number: int) -> dict[str, Any] | None:
