@@ -52,4 +52,8 @@ def _compiled(root: Path) -> list[str]:
         for path in made:
             path.unlink(missing_ok=True)  # what cannot be compiled any more is not there
         command.run()
-    return [str(path.relative_to(root)) for path in made] if all(path.exists() for path in made) else []
+    if not all(path.exists() for path in made):
+        for path in made:
+            path.unlink(missing_ok=True)
+        return []
+    return [str(path.relative_to(root)) for path in made]

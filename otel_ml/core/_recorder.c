@@ -107,17 +107,28 @@ static Core the_core;
 static PyObject *
 use(PyObject *module, PyObject *args)
 {
-    PyObject *plain, *local, *mine;
-    if (!PyArg_ParseTuple(args, "O!OO", &PyType_Type, &plain, &local, &mine))
+    PyObject *plain, *local, *mine, *swallow;
+    if (!PyArg_ParseTuple(args, "O!OOO", &PyType_Type, &plain, &local, &mine, &swallow))
         return NULL;
+    if (!PyType_IsSubtype((PyTypeObject *)plain, core->fields))
+        return PyErr_Format(PyExc_TypeError, "a recorder is made of these fields");
     Py_INCREF(plain);
     Py_XSETREF(core->plain, (PyTypeObject *)plain);
     Py_INCREF(local);
     Py_XSETREF(core->local, local);
     Py_INCREF(mine);
     Py_XSETREF(core->mine, mine);
+    Py_INCREF(swallow);
+    Py_XSETREF(core->swallow, swallow);
     core->changes++;
     Py_RETURN_NONE;
+}
+
+/* What is kept here is one interpreter's. */
+static PyObject *
+usable(PyObject *module, PyObject *unused)
+{
+    return PyBool_FromLong(PyInterpreterState_Get() == PyInterpreterState_Main());
 }
 
 static PyObject *
@@ -139,6 +150,7 @@ changed(PyObject *module, PyObject *unused)
 
 static PyMethodDef functions[] = {
     {"use", use, METH_VARARGS, NULL},
+    {"usable", usable, METH_NOARGS, NULL},
     {"set_clock", set_clock, METH_O, NULL},
     {"changed", changed, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -155,7 +167,7 @@ PyMODINIT_FUNC
 PyInit__recorder(void)
 {
     core = &the_core;
-    core->changes = 1;
+    core->changes++;
     core->name_recorder = PyUnicode_InternFromString("recorder");
     core->name_candidate = PyUnicode_InternFromString("candidate");
     core->name_edge = PyUnicode_InternFromString("edge");

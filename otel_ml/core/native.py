@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["is_old", "load", "wanted"]
 
+_RECORDER = "otel_ml.core._recorder"
 _SHARED = "recorder.h"
 
 
@@ -28,12 +29,15 @@ def wanted(environ: Mapping[str, str]) -> bool:
 
 
 def load(name: str) -> Any:
-    """A module that is written in C; None where it is not there, not wanted, or not of this source."""
-    if not wanted(os.environ) or is_old(name):
-        return None
+    """A module that is written in C; None where it is not there, not wanted, or not of this source.
+
+    Where the recorder is not C's, nothing is; and of several interpreters in a process, C is the main one's alone.
+    """
     try:
-        return importlib.import_module(name)
-    except ImportError:
+        if not wanted(os.environ) or is_old(_RECORDER) or is_old(name):
+            return None
+        return importlib.import_module(name) if importlib.import_module(_RECORDER).usable() else None
+    except Exception:  # noqa: BLE001 - all of it works without
         return None
 
 

@@ -10,6 +10,10 @@
 #include <Python.h>
 #include <time.h>
 
+#ifdef Py_GIL_DISABLED
+#error "nothing here locks: it counts on the interpreter lock"
+#endif
+
 enum { WIDTH = 5 };
 enum { CLOSED, FETCHED, OPEN, TURNED, DONE };
 
@@ -31,6 +35,7 @@ typedef struct {
     PyTypeObject *plain;  /* the class of a recorder that infers its steps; others answer for themselves */
     PyObject *local;      /* its `recorder` is this thread's */
     PyObject *mine;       /* makes this thread's */
+    PyObject *swallow;    /* takes a place and an error of ours that goes no further */
     PyObject *clock;      /* tells the time instead of the kernel; NULL but in tests */
     unsigned long changes; /* how often a thread's recorder, or an object's number, has ceased to be its own */
     PyObject *name_recorder, *name_candidate, *name_edge, *name_turn;
@@ -54,8 +59,11 @@ now(void)
     if (core->clock != NULL) {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace); /* what the program's own code raised */
-        PyObject *told = PyObject_CallNoArgs(core->clock);
+        PyObject *clock = core->clock;
+        Py_INCREF(clock);
+        PyObject *told = PyObject_CallNoArgs(clock);
         long long at = told == NULL ? -1 : PyLong_AsLongLong(told);
+        Py_DECREF(clock);
         Py_XDECREF(told);
         PyErr_Restore(type, value, trace);
         return at;
@@ -65,13 +73,46 @@ now(void)
     return at.tv_sec * 1000000000LL + at.tv_nsec;
 }
 
+/* After a call that may have run Python: whether what it raised goes on into the program, as it would from a hook in
+   Python. An error of ours does not, but where we are tested; what a signal's handler raises does. */
+static inline int
+must_raise(const char *place)
+{
+    if (!PyErr_Occurred())
+        return 0;
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear(); /* the program's to meet, where it asks for memory */
+        return 0;
+    }
+    if (core->swallow == NULL || !PyErr_ExceptionMatches(PyExc_Exception))
+        return 1;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject *done = value == NULL ? NULL : PyObject_CallFunction(core->swallow, "sO", place, value);
+    int raises = 0;
+    if (done == NULL && PyErr_Occurred()) {
+        PyObject *kind, *other, *where;
+        PyErr_Fetch(&kind, &other, &where);
+        raises = other == value || !PyErr_GivenExceptionMatches(kind, PyExc_Exception);
+        PyErr_Restore(kind, other, where);
+        if (!raises)
+            PyErr_Clear(); /* there was no memory to count it with */
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+    Py_XDECREF(done);
+    return raises;
+}
+
 /* This thread's recorder, and at how many changes it was. */
 static __thread struct {
     RecorderFields *recorder;
     unsigned long at;
 } known_here;
 
-/* This thread's recorder, a new reference; NULL without an error where there can be none. */
+/* This thread's recorder, a new reference; NULL where there can be none, with an error where that must be raised. */
 static inline RecorderFields *
 this_thread(void)
 {
@@ -81,11 +122,11 @@ this_thread(void)
     }
     PyObject *found = core->local == NULL ? NULL : PyObject_GetAttr(core->local, core->name_recorder);
     if (found == NULL) {
-        PyErr_Clear();
+        PyErr_Clear(); /* it has none yet */
         found = core->mine == NULL ? NULL : PyObject_CallNoArgs(core->mine);
     }
     if (found == NULL) {
-        PyErr_Clear();
+        must_raise("making a recorder");
         return NULL;
     }
     if (Py_TYPE(found) != core->plain && !PyObject_TypeCheck(found, core->fields)) {
@@ -107,6 +148,7 @@ keep(RecorderFields *self, PyObject *const slots[WIDTH])
     Py_ssize_t before = PyList_GET_SIZE(events);
     if (before >= self->limit) {
         self->dropped++;
+        PyErr_Clear(); /* of a slot that there was no memory for */
         return;
     }
     for (int i = 0; i < WIDTH; i++) {
@@ -129,14 +171,15 @@ record(RecorderFields *self, long code, long long start, long long end, PyObject
         Py_XDECREF(slots[i]);
 }
 
-static inline void
+/* These three: -1 with an error where one must be raised. */
+
+static inline int
 ask(RecorderFields *self, PyObject *name, PyObject *argument)
 {
     PyObject *answer = argument == NULL ? PyObject_CallMethodNoArgs((PyObject *)self, name)
                                         : PyObject_CallMethodOneArg((PyObject *)self, name, argument);
     Py_XDECREF(answer);
-    if (answer == NULL)
-        PyErr_Clear();
+    return must_raise("the online step counter") ? -1 : 0;
 }
 
 /* `Recorder.candidate()`, where it infers. */
@@ -158,15 +201,15 @@ candidate(RecorderFields *self)
 }
 
 /* A root forward with grad, zero_grad or backward begins. */
-static inline void
+static inline int
 begins(RecorderFields *self)
 {
     if (self->state == OPEN)
-        return;
-    if (Py_TYPE(self) == core->plain)
-        candidate(self);
-    else
-        ask(self, core->name_candidate, NULL);
+        return 0;
+    if (Py_TYPE(self) != core->plain)
+        return ask(self, core->name_candidate, NULL);
+    candidate(self);
+    return 0;
 }
 
 /* A set of optimizers as bits: 0 for none, -1 for one that does not fit. */
@@ -181,7 +224,7 @@ bits(PyObject *set)
 }
 
 /* `Recorder.turn()`: an optimizer has taken its turn. */
-static inline void
+static inline int
 turn(RecorderFields *self, PyObject *optimizer)
 {
     long index = PyLong_AsLong(optimizer);
@@ -189,28 +232,27 @@ turn(RecorderFields *self, PyObject *optimizer)
     if (PyErr_Occurred())
         PyErr_Clear();
     if (Py_TYPE(self) != core->plain || index < -1 || index > 60 || seen < 0 || expected < 0 || merged < 0) {
-        ask(self, core->name_turn, optimizer);
-        return;
+        return ask(self, core->name_turn, optimizer);
     }
     long long one = 1LL << (index + 1);
-    if (!seen) {
-        if (merged && !(merged & one)) {
-            self->number--;
-            seen = merged;
-        }
+    int rejoins = !seen && merged && !(merged & one), completes = (seen & one) != 0;
+    long long round = (rejoins ? merged : completes ? 0 : seen) | one;
+    PyObject *now_seen = PyLong_FromLongLong(round);
+    if (now_seen == NULL) {
+        PyErr_Clear(); /* no memory: the program's to meet; the drain's count is the truth */
+        return 0;
     }
-    else if (seen & one) {
-        self->number++;
+    self->number += completes - rejoins;
+    if (completes) {
         Py_XINCREF(self->seen);
         Py_XSETREF(self->expected, self->seen);
         expected = seen;
-        seen = 0;
     }
-    seen |= one;
     Py_INCREF(Py_None);
     Py_XSETREF(self->merged_from, Py_None);
-    Py_XSETREF(self->seen, PyLong_FromLongLong(seen));
-    self->state = (seen & expected) == expected ? DONE : TURNED;
+    Py_XSETREF(self->seen, now_seen);
+    self->state = (round & expected) == expected ? DONE : TURNED;
+    return 0;
 }
 
 #endif

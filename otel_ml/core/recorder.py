@@ -291,7 +291,7 @@ class Recorder(_Base):
         one = bit(optimizer)
         seen = self.seen
         if not seen:
-            if self.merged_from is not None and not self.merged_from & one:
+            if self.merged_from and not self.merged_from & one:
                 self.number -= 1
                 seen = self.merged_from
         elif seen & one:
@@ -425,8 +425,8 @@ class Recorders:
         recorder = Recorder(self.limit)
         token = _Token()
         weakref.finalize(token, _retire, recorder).atexit = False
+        self.local.token = token  # first: C remembers only a recorder that somebody takes back
         self.local.recorder = recorder
-        self.local.token = token
         with self._lock:
             recorder.ordinal = self.made
             self.made += 1
@@ -493,7 +493,14 @@ def changed() -> None:
 def hook_threads(recorders: Recorders) -> None:
     """Have the hooks that are written in C record with these."""
     if _native is not None:
-        _native.use(Recorder, recorders.local, recorders.mine)
+        _native.use(Recorder, recorders.local, recorders.mine, _swallow)
+
+
+def _swallow(place: str, error: Exception) -> None:
+    try:
+        raise error  # noqa: TRY301 - `swallow()` is for who handles one
+    except Exception:  # noqa: BLE001 - what C met goes the way of all our errors
+        swallow(place)
 
 
 def keep_time_by(clock: Callable[[], int] | None) -> None:

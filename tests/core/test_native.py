@@ -73,6 +73,32 @@ def test_old(tmp_path: Path) -> None:
         assert native.load("thing") is None
 
 
+def test_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the recorder was compiled from an older source, the hooks that count on it are left out as well."""
+    monkeypatch.setattr(native, "is_old", lambda name: name == "otel_ml.core._recorder")
+    assert native.load(COMPILED) is None
+
+
+def test_another_interpreter() -> None:
+    """A second interpreter in the process has hooks that are Python, and leaves the first one's as they are."""
+    pytest.importorskip("_xxsubinterpreters")
+    program = """
+import _xxsubinterpreters as interpreters, torch
+from otel_ml.core import native, recorder
+from otel_ml.core.context import recorders
+before = native.load("otel_ml.core._recorder")
+other = interpreters.create(isolated=False)
+interpreters.run_string(other, "from otel_ml.core import context, native; print(native.load('otel_ml.core._recorder'))")
+from otel_ml.instrument.torch import TorchInstrumentor
+TorchInstrumentor().instrument()
+model = torch.nn.Linear(2, 2)
+model(torch.ones(3, 2))
+print(before is native.load("otel_ml.core._recorder"), recorders.mine().buffer[0::5])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("None\nTrue [3]\n", 0), done.stderr
+
+
 @pytest.mark.slow
 def test_python_alone() -> None:
     """What holds of the compiled hooks, of recorders and of compiled programs holds with hooks that are Python."""

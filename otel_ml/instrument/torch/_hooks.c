@@ -13,7 +13,7 @@ enum { FORWARD = 3, FORWARD_NOGRAD = 4, BACKWARD = 5, ZERO_GRAD = 6, STEP = 7, O
 enum { FAILED = -2, UNKNOWN = -1 };
 enum { MOST = 8 };
 
-static PyObject *name_call_impl, *name_shape, *name_is_floating_point, *name_numel, *name_is_cpu, *name_item,
+static PyObject *name_call_impl, *name_shape, *name_is_floating_point, *name_numel, *name_is_cpu, *name_ndim, *name_item,
     *name_tensors, *name_param_groups, *name_lr;
 
 /* --- one callable with what it needs ---------------------------------------------------- */
@@ -43,20 +43,13 @@ Hook_traverse(Hook *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int
-Hook_clear(Hook *self)
-{
-    for (int i = 0; i < MOST; i++)
-        Py_CLEAR(self->given[i]);
-    return 0;
-}
-
 static void
 Hook_dealloc(Hook *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    Hook_clear(self);
+    for (int i = 0; i < MOST; i++)
+        Py_XDECREF(self->given[i]);
     Py_XDECREF(self->met.number);
     type->tp_free(self);
     Py_DECREF(type);
@@ -68,8 +61,8 @@ static PyMemberDef hook_members[] = {
 };
 
 static PyType_Slot hook_slots[] = {
-    {Py_tp_call, PyVectorcall_Call}, {Py_tp_traverse, Hook_traverse}, {Py_tp_clear, Hook_clear},
-    {Py_tp_dealloc, Hook_dealloc},   {Py_tp_members, hook_members},   {0, NULL},
+    {Py_tp_call, PyVectorcall_Call}, {Py_tp_traverse, Hook_traverse}, {Py_tp_dealloc, Hook_dealloc},
+    {Py_tp_members, hook_members},   {0, NULL},
 };
 
 static PyType_Spec hook_spec = {
@@ -121,7 +114,7 @@ known_number(Met *met, PyObject *numbers, PyObject *thing)
     return met->number;
 }
 
-/* The same, from `number_of` where it is not known yet. */
+/* The same, from `number_of` where it is not known yet; with an error where one must be raised. */
 static PyObject *
 number_of(Met *met, PyObject *numbers, PyObject *number_of, PyObject *thing)
 {
@@ -129,7 +122,7 @@ number_of(Met *met, PyObject *numbers, PyObject *number_of, PyObject *thing)
     if (found == NULL)
         found = PyObject_CallOneArg(number_of, thing);
     if (found == NULL)
-        PyErr_Clear();
+        must_raise("numbering");
     return found;
 }
 
@@ -172,9 +165,27 @@ set_aside(PyObject *result)
 static inline PyObject *
 give_back(PyObject *result, Raised error)
 {
-    if (result == NULL)
-        PyErr_Restore(error.type, error.value, error.trace);
-    return result;
+    if (!PyErr_Occurred()) {
+        if (result == NULL)
+            PyErr_Restore(error.type, error.value, error.trace);
+        return result;
+    }
+    if (result == NULL) { /* one came after the program's own, as in a `finally` */
+        Raised later;
+        PyErr_NormalizeException(&error.type, &error.value, &error.trace);
+        PyErr_Fetch(&later.type, &later.value, &later.trace);
+        PyErr_NormalizeException(&later.type, &later.value, &later.trace);
+        if (later.value != NULL && error.value != NULL && later.value != error.value) {
+            Py_INCREF(error.value);
+            PyException_SetContext(later.value, error.value);
+        }
+        PyErr_Restore(later.type, later.value, later.trace);
+        Py_XDECREF(error.type);
+        Py_XDECREF(error.value);
+        Py_XDECREF(error.trace);
+    }
+    Py_XDECREF(result);
+    return NULL;
 }
 
 /* original(self, *args, **kwargs) */
@@ -265,12 +276,16 @@ forward_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *names)
         return call_module(self, args, flagged, names);
     RecorderFields *recorder = this_thread();
     if (recorder == NULL)
-        return call_module(self, args, flagged, names);
-    int grad = is_true(self->given[F_IS_GRAD_ENABLED]);
+        return PyErr_Occurred() ? NULL : call_module(self, args, flagged, names);
+    int grad = is_true(self->given[F_IS_GRAD_ENABLED]), raises = 0;
     if (grad)
-        begins(recorder);
+        raises = begins(recorder);
     else if (recorder->state != CLOSED || (recorder->merged_from != NULL && recorder->merged_from != Py_None))
-        ask(recorder, core->name_edge, NULL);
+        raises = ask(recorder, core->name_edge, NULL);
+    if (raises) {
+        Py_DECREF(recorder);
+        return NULL;
+    }
     PyObject *size = count > 1 ? size_of(self, args[1]) : NULL;
     long long start = now();
     PyObject *result = call_module(self, args, flagged, names);
@@ -281,7 +296,8 @@ forward_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *names)
     else if (size == NULL)
         size = PyLong_FromLong(UNKNOWN);
     PyObject *number = number_of(&self->met, self->given[F_NUMBERS], self->given[F_NUMBER_OF], args[0]);
-    record(recorder, grad ? FORWARD : FORWARD_NOGRAD, start, end, number, size);
+    if (!PyErr_Occurred())
+        record(recorder, grad ? FORWARD : FORWARD_NOGRAD, start, end, number, size);
     Py_XDECREF(number);
     Py_XDECREF(size);
     Py_DECREF(recorder);
@@ -298,7 +314,8 @@ forward(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 enum { B_ORIGINAL, B_TENSOR, B_FUNCTIONS, B_DISPATCHES, B_READ, B_COUNT };
 
-/* The plain loss that backward is given: a float, a new reference; NULL without an error where it is not plain. */
+/* The plain loss that backward is given: a float, a new reference; NULL without an error where it is not plain. Nothing
+   here runs Python. */
 static PyObject *
 plain_loss(Hook *self, PyObject *given)
 {
@@ -307,9 +324,11 @@ plain_loss(Hook *self, PyObject *given)
         return NULL;
     PyObject *loss = NULL;
     PyObject *on_cpu = PyObject_GetAttr(given, name_is_cpu);
-    if (on_cpu == Py_True)
-        loss = PyObject_CallMethodNoArgs(given, name_item); /* an error where it holds more than one value */
+    PyObject *dims = PyObject_GetAttr(given, name_ndim);
+    if (on_cpu == Py_True && dims != NULL && PyLong_AsLong(dims) == 0)
+        loss = PyObject_CallMethodNoArgs(given, name_item);
     Py_XDECREF(on_cpu);
+    Py_XDECREF(dims);
     if (PyErr_Occurred())
         PyErr_Clear();
     if (loss != NULL && !PyFloat_CheckExact(loss))
@@ -324,15 +343,20 @@ backward_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *names
         return NULL;
     RecorderFields *recorder = this_thread();
     if (recorder == NULL)
-        return PyObject_Call(self->given[B_ORIGINAL], args[0], args[1]);
-    begins(recorder);
+        return PyErr_Occurred() ? NULL : PyObject_Call(self->given[B_ORIGINAL], args[0], args[1]);
+    if (begins(recorder)) {
+        Py_DECREF(recorder);
+        return NULL;
+    }
     PyObject *given = PyTuple_GET_SIZE(args[0]) ? PyTuple_GET_ITEM(args[0], 0)
                                                 : PyDict_GetItemWithError(args[1], name_tensors);
     PyObject *loss = given == NULL ? NULL : plain_loss(self, given);
     if (loss == NULL && given != NULL)
         loss = PyObject_CallOneArg(self->given[B_READ], given);
-    if (PyErr_Occurred())
-        PyErr_Clear();
+    if (must_raise("reading the loss")) {
+        Py_DECREF(recorder);
+        return NULL;
+    }
     long long start = now();
     PyObject *result = PyObject_Call(self->given[B_ORIGINAL], args[0], args[1]);
     long long end = now();
@@ -353,7 +377,8 @@ backward(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 enum { O_ORIGINAL, O_NUMBERS, O_NUMBER_OF, O_RATES, O_COUNT };
 
-/* The learning rate of an optimizer's only group, where it is a float; else what `rates` says. A new reference. */
+/* The learning rate of an optimizer's only group, where it is a float; else what `rates` says. A new reference; NULL
+   where there is none, with an error where one must be raised. */
 static PyObject *
 rate_of(Hook *self, PyObject *optimizer)
 {
@@ -362,15 +387,20 @@ rate_of(Hook *self, PyObject *optimizer)
     if (groups != NULL && PyList_CheckExact(groups) && PyList_GET_SIZE(groups) == 1
         && PyDict_CheckExact(PyList_GET_ITEM(groups, 0)))
         rate = PyDict_GetItemWithError(PyList_GET_ITEM(groups, 0), name_lr);
-    if (rate != NULL && PyFloat_CheckExact(rate))
+    if (rate != NULL && PyFloat_CheckExact(rate)) {
         Py_INCREF(rate);
-    else {
-        PyErr_Clear();
-        rate = PyObject_CallOneArg(self->given[O_RATES], optimizer);
+        Py_DECREF(groups);
+        return rate;
     }
     Py_XDECREF(groups);
-    if (PyErr_Occurred())
-        PyErr_Clear();
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception))
+            return NULL;
+        PyErr_Clear(); /* `rates` will meet it, and count it */
+    }
+    rate = PyObject_CallOneArg(self->given[O_RATES], optimizer);
+    if (rate == NULL)
+        must_raise("reading the learning rate");
     return rate;
 }
 
@@ -383,6 +413,8 @@ step_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *names)
     RecorderFields *recorder = this_thread();
     if (recorder == NULL || recorder->stepping) { /* inside another step: a subclass calls its base's; one turn */
         Py_XDECREF(recorder);
+        if (PyErr_Occurred())
+            return NULL;
         return call_method(self->given[O_ORIGINAL], optimizer, args[1], args[2]);
     }
     recorder->stepping = 1;
@@ -397,16 +429,15 @@ step_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *names)
         return give_back(result, error);
     }
     PyObject *number = number_of(&self->met, self->given[O_NUMBERS], self->given[O_NUMBER_OF], optimizer);
-    PyObject *rate = rate_of(self, optimizer);
-    if (number == NULL)
+    PyObject *rate = PyErr_Occurred() ? NULL : rate_of(self, optimizer);
+    if (number == NULL && !PyErr_Occurred())
         number = PyLong_FromLong(UNKNOWN);
-    if (number != NULL)
-        turn(recorder, number);
-    record(recorder, STEP, start, end, number, rate == NULL ? Py_None : rate);
+    if (!PyErr_Occurred() && turn(recorder, number) == 0)
+        record(recorder, STEP, start, end, number, rate == NULL ? Py_None : rate);
     Py_XDECREF(number);
     Py_XDECREF(rate);
     Py_DECREF(recorder);
-    return result;
+    return give_back(result, (Raised){NULL, NULL, NULL});
 }
 
 static PyObject *
@@ -422,8 +453,11 @@ zero_grad_body(Hook *self, PyObject *const *args, size_t flagged, PyObject *name
         return NULL;
     RecorderFields *recorder = this_thread();
     if (recorder == NULL)
-        return call_method(self->given[O_ORIGINAL], args[0], args[1], args[2]);
-    begins(recorder);
+        return PyErr_Occurred() ? NULL : call_method(self->given[O_ORIGINAL], args[0], args[1], args[2]);
+    if (begins(recorder)) {
+        Py_DECREF(recorder);
+        return NULL;
+    }
     long long start = now();
     PyObject *result = call_method(self->given[O_ORIGINAL], args[0], args[1], args[2]);
     long long end = now();
@@ -477,20 +511,13 @@ Slot_traverse(Slot *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int
-Slot_clear(Slot *self)
-{
-    Py_CLEAR(self->call);
-    Py_CLEAR(self->known);
-    return 0;
-}
-
 static void
 Slot_dealloc(Slot *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    Slot_clear(self);
+    Py_XDECREF(self->call);
+    Py_XDECREF(self->known);
     Py_XDECREF(self->met.number);
     type->tp_free(self);
     Py_DECREF(type);
@@ -511,20 +538,26 @@ Slot_get(Slot *self, PyObject *module, PyObject *owner)
 }
 
 static PyObject *
+Slot_answer(Slot *self, PyObject *module)
+{
+    return Slot_get(self, module, NULL);
+}
+
+static PyObject *
 Slot_reduce(Slot *self, PyObject *unused)
 {
     return Py_BuildValue("(O())", (PyObject *)Py_TYPE(Py_None));
 }
 
 static PyMethodDef slot_methods[] = {
+    {"answer", (PyCFunction)(void (*)(void))Slot_answer, METH_O, NULL},
     {"__reduce__", (PyCFunction)(void (*)(void))Slot_reduce, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot slot_slots[] = {
-    {Py_tp_new, Slot_new},         {Py_tp_traverse, Slot_traverse}, {Py_tp_clear, Slot_clear},
-    {Py_tp_dealloc, Slot_dealloc}, {Py_tp_descr_get, Slot_get},     {Py_tp_methods, slot_methods},
-    {0, NULL},
+    {Py_tp_new, Slot_new},       {Py_tp_traverse, Slot_traverse}, {Py_tp_dealloc, Slot_dealloc},
+    {Py_tp_descr_get, Slot_get}, {Py_tp_methods, slot_methods},   {0, NULL},
 };
 
 static PyType_Spec slot_spec = {
@@ -533,7 +566,23 @@ static PyType_Spec slot_spec = {
 
 /* --- the module -------------------------------------------------------------------------------- */
 
+/* Dynamo looks at the type's `__get__`: a Python function it can trace, of C it would take the slot for the value. So
+   there is one to be looked at, while the interpreter goes on calling C. */
+static PyObject *
+show(PyObject *module, PyObject *get)
+{
+    PyObject *type = PyObject_GetAttrString(module, "Slot");
+    int failed = type == NULL || PyDict_SetItemString(((PyTypeObject *)type)->tp_dict, "__get__", get) < 0;
+    if (!failed)
+        PyType_Modified((PyTypeObject *)type);
+    Py_XDECREF(type);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"show", show, METH_O, NULL},
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, NULL},
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL, NULL},
     {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, NULL},
@@ -557,7 +606,7 @@ PyInit__hooks(void)
     } names[] = {
         {&name_call_impl, "_call_impl"}, {&name_shape, "shape"},
         {&name_is_floating_point, "is_floating_point"}, {&name_numel, "numel"},
-        {&name_is_cpu, "is_cpu"},
+        {&name_is_cpu, "is_cpu"}, {&name_ndim, "ndim"},
         {&name_item, "item"}, {&name_tensors, "tensors"},
         {&name_param_groups, "param_groups"}, {&name_lr, "lr"},
     };

@@ -63,6 +63,11 @@ class SharedSlot(RootSlot):
         return MethodType(self.call, obj)
 
 
+def _shown_get(self: Any, obj: Any, cls: Any = None) -> Any:  # noqa: ARG001 - Python's signature
+    """The `__get__` of a slot that is C, as dynamo and whoever else looks for one finds it."""
+    return None if _compiling() else self.answer(obj)
+
+
 def _slot(call: Any, *, shared: bool) -> Any:
     if _native is not None:
         return _native.Slot(call, _numbers) if shared else _native.Slot(call)
@@ -87,6 +92,8 @@ class Roots:
         for function in (RootSlot.__get__, SharedSlot.__get__):
             hide(function)
         hide_deep(_inside_a_module)
+        if _native is not None:
+            _native.show(hide(_shown_get))
         for name in ("arm", "_disarm", "_met", "_describe", "_in_place"):
             hide_deep(vars(Roots)[name])
 
@@ -119,11 +126,14 @@ class Roots:
             if args:
                 first = args[0]
                 if type(first) is tensor and not modes():
-                    shape = first.shape
-                    if shape:
-                        size = shape[0]
-                        if len(shape) == 2 and not floating(first):
-                            size |= first.numel() << 32
+                    try:
+                        shape = first.shape
+                        if shape:
+                            size = shape[0]
+                            if len(shape) == 2 and not floating(first):
+                                size |= first.numel() << 32
+                    except RuntimeError:  # a nested tensor has no shape
+                        size = -1
             start = now()
             try:
                 return (self._call_impl if compiled is None else compiled)(*args, **kwargs)

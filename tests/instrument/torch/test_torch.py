@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from contextlib import nullcontext
+import sys
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import otel_ml
 from otel_ml import names
 from otel_ml.core.context import recorders
 from otel_ml.testing import Captured, FakeClock, capture
@@ -456,3 +458,73 @@ def test_the_programs_exceptions_pass_through() -> None:
         found = [caught(lambda: model(torch.ones(4, 3))), caught(optimizer.step)]
     assert [error is mine for error in found] == [True, True]
     assert seen.steps() == []
+
+
+class Stopped(torch.optim.SGD):
+    """Its groups are asked for while somebody presses Ctrl-C."""
+
+    stops: type[BaseException] | None = None
+
+    @property
+    def param_groups(self) -> Any:
+        """Two, so that the learning rates are read at leisure."""
+        if self.stops is not None and sys._getframe(1).f_code.co_filename.endswith("optimizer.py"):
+            raise self.stops
+        return self.__dict__["groups"]
+
+    @param_groups.setter
+    def param_groups(self, groups: Any) -> None:
+        self.__dict__["groups"] = groups
+
+    def step(self, closure: Any = None) -> Any:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_a_signal_raises_in_a_hook_is_not_lost(error: type[BaseException]) -> None:
+    """A Ctrl-C, or a handler's exit, that comes while a hook of ours runs ends the program as ever."""
+    model = nn.Linear(3, 1)
+    with capture(clock=FakeClock()):
+        groups = [{"params": [p], "lr": 0.1} for p in model.parameters()]
+        optimizer = Stopped(groups, lr=0.1)
+        optimizer.step()
+        optimizer.stops = error
+        with pytest.raises(error):
+            optimizer.step()
+        optimizer.stops = None
+        optimizer.step()
+
+
+def test_a_step_of_the_programs_own_that_failed_stands_alone() -> None:
+    """A marked step that failed before any optimizer's turn is not joined with the inferred step that follows."""
+    numbers = []
+    with capture(clock=FakeClock()):
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def train() -> None:
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+            numbers.append(recorders.mine().number)
+
+        train()
+        train()
+        with suppress(ValueError), otel_ml.step():
+            raise ValueError
+        for _ in range(3):
+            train()
+    assert numbers == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_a_nested_tensor_has_no_size() -> None:
+    """A root that is given a strided nested tensor, which has no shape, does what it does without us."""
+    with capture() as seen:
+        model = nn.Linear(3, 1)
+        for _ in range(3):
+            with torch.no_grad():
+                model(torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)]))
+    assert seen.totals is not None
+    assert seen.totals.inference.count == 3
+    assert seen.totals.inference_samples is None
