@@ -139,6 +139,31 @@ OPTIONS = {
 
 
 @case
+def hooked_inside():
+    """A module with a user's hooks, long called plainly, inside what is compiled: first, while roots are looked for."""
+    found = {}
+    for full in (False, True):
+        fresh()
+        model, calls = Net(), []
+        outer = torch.compile(nn.Sequential(nn.Linear(4, 4), model), backend="eager", fullgraph=full)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(20):  # until it is known
+            optimizer.zero_grad()
+            model(torch.ones(4, 4)).sum().backward()
+            optimizer.step()
+        model.register_forward_hook(lambda m, i, o: o * 2)
+
+        @torch.compile(backend="eager", fullgraph=full)
+        def call(x, model=model):
+            return model(x).sum() * 2
+
+        for _ in range(3):
+            calls += [call(torch.ones(4, 4)).item(), outer(torch.ones(4, 4)).sum().item()]
+        found[f"fullgraph {full}"] = counted(calls=calls)
+    return found
+
+
+@case
 def ways_to_compile():
     return {
         f"{how} {what} {'warm' if warm else 'cold'}": call(Net(), warm=warm, **options)
@@ -250,31 +275,6 @@ def modules_hooks():
                 call(torch.ones(4, 4)).sum().backward()
                 calls.append(digest(model.hidden.weight.grad))
             found[f"{how} {when}"] = counted(calls=calls)
-    return found
-
-
-@case
-def hooked_inside():
-    """A module with a user's hooks that has long been called plainly, inside what is compiled."""
-    found = {}
-    for full in (False, True):
-        fresh()
-        model, calls = Net(), []
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        for _ in range(20):  # until it is known
-            optimizer.zero_grad()
-            model(torch.ones(4, 4)).sum().backward()
-            optimizer.step()
-        model.register_forward_hook(lambda m, i, o: o * 2)
-
-        @torch.compile(backend="eager", fullgraph=full)
-        def call(x, model=model):
-            return model(x).sum() * 2
-
-        outer = torch.compile(nn.Sequential(nn.Linear(4, 4), model), backend="eager", fullgraph=full)
-        for _ in range(3):
-            calls += [call(torch.ones(4, 4)).item(), outer(torch.ones(4, 4)).sum().item()]
-        found[f"fullgraph {full}"] = counted(calls=calls)
     return found
 
 
