@@ -172,8 +172,8 @@ give_back(PyObject *result, Raised error)
     }
     if (result == NULL) { /* one came after the program's own, as in a `finally` */
         Raised later;
-        PyErr_NormalizeException(&error.type, &error.value, &error.trace);
         PyErr_Fetch(&later.type, &later.value, &later.trace);
+        PyErr_NormalizeException(&error.type, &error.value, &error.trace);
         PyErr_NormalizeException(&later.type, &later.value, &later.trace);
         if (later.value != NULL && error.value != NULL && later.value != error.value) {
             Py_INCREF(error.value);
