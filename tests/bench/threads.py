@@ -23,11 +23,11 @@ from pathlib import Path
 from statistics import mean
 
 from tests.bench import loops
-from tests.bench.load import fitting, launch
+from tests.bench.load import MEANT_US, fitting, launch
 
-WORKLOADS = ("mlp", "inference", "jax_fast", "jax_slow")
+WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
 _WARM_S = 8.0  # imports, the run's begin, the burst of exact points
-_FOREVER = 1 << 60
+_ENOUGH = 20  # times as many steps as there should be time for
 _SLOW_S = 0.002  # a step, from which it costs nothing to look at our threads after each
 _BESIDE = 20  # steps before and after
 
@@ -69,12 +69,14 @@ class Shares(loops.Stopwatch):
 
     seconds: float
     """For how long."""
+    most: int
+    """Steps that the loop is made for."""
     result: Path
     """Where to."""
 
     def __init__(self, steps: int, warmup: int) -> None:
         super().__init__(0, 1)
-        self.last = _FOREVER
+        self.last = self.most
         self._steps = 0
         self._begin = time.perf_counter()
         self._before: dict[int, int] = {}
@@ -107,6 +109,7 @@ class Shares(loops.Stopwatch):
 def inside(workload: str, seconds: float, result: Path) -> None:
     """Run the workload's loop, which knows nothing of it."""
     Shares.seconds, Shares.result = seconds, result
+    Shares.most = int((seconds + _WARM_S) * 1e6 / MEANT_US[workload] * _ENOUGH)
     loops.Stopwatch = Shares  # type: ignore[misc]
     try:
         importlib.import_module(f"tests.bench.workloads.{workload}").main()
