@@ -8,6 +8,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
+from otel_ml.pipeline.columns import extremes, floats
 from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
 
 if TYPE_CHECKING:
@@ -50,13 +51,14 @@ class Durations:
         self.total += value_ns
         self.largest = max(self.largest, value_ns)
 
-    def extend(self, values_ns: list[int]) -> None:
+    def extend(self, values_ns: array[int]) -> None:
         """Take several durations."""
         first = -self.count % self._stride
         self._kept.extend(values_ns[first :: self._stride])
         self.count += len(values_ns)
         self.total += sum(values_ns)
-        self.largest = max(self.largest, *values_ns)
+        longest = max(values_ns)
+        self.largest = max(self.largest, longest)
         while len(self._kept) >= _KEPT:
             self._kept = self._kept[::2]
             self._stride *= 2
@@ -146,12 +148,14 @@ class Aggregate:
             totals.tokens = (totals.tokens or 0) + sum(block.tokens)
         for optimizer, column in block.losses.items():
             key = label.get(optimizer, "")
-            losses = [loss for loss in column if loss is not None]
-            if all(map(math.isfinite, losses)):
-                lowest = min(losses)
+            losses = column if type(column) is array else floats([loss for loss in column if loss is not None])
+            lowest, _, bad = (0.0, 0.0, 1) if losses is None else extremes(losses)
+            if losses is not None and not bad:
                 self._loss(key, losses[0], block.first)
-                self._loss(key, lowest, block.first + column.index(lowest))
-                self.totals.losses[key].last = losses[-1]
+                curve = totals.losses[key]
+                if curve.best is None or lowest < curve.best:
+                    self._loss(key, lowest, block.first + column.index(lowest))
+                curve.last = losses[-1]
             else:
                 for number, loss in enumerate(column, block.first):
                     if loss is not None:
@@ -164,14 +168,14 @@ class Aggregate:
         """Count values of this name."""
         known = [v for v in values if v is not None]
         self._nonfinite(name, known)
-        finite = [v for v in known if math.isfinite(v)]
+        sound = [v for v in known if math.isfinite(v)]
         curve = self.totals.scalars.setdefault(name, ScalarCurve())
         curve.count += len(known)
         if known:
             curve.last = known[-1]
-        if finite:
-            curve.low = min(finite) if curve.low is None else min(curve.low, *finite)
-            curve.high = max(finite) if curve.high is None else max(curve.high, *finite)
+        if sound:
+            curve.low = min(sound) if curve.low is None else min(curve.low, *sound)
+            curve.high = max(sound) if curve.high is None else max(curve.high, *sound)
 
     def _nonfinite(self, name: str, values: Iterable[float | None]) -> None:
         bad = sum(v is not None and not math.isfinite(v) for v in values)

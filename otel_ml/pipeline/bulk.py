@@ -16,7 +16,7 @@ differ, or the instrument is not the SDK's, `feed()` calls the public `record()`
 from __future__ import annotations
 
 import os
-import sys
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from functools import wraps
@@ -42,6 +42,7 @@ from opentelemetry.sdk.metrics.view import (
 from opentelemetry.sdk.resources import Resource
 
 from otel_ml import errors
+from otel_ml.pipeline.columns import add_up, extremes, floats, tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,12 +72,11 @@ NOWHERE = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 class Batch(Measurement):
     """Many values of one instrument and attribute set, in the order they arrived."""
 
-    def __init__(self, histogram: Any, values: Sequence[float], ordered: list[float], attributes: Attributes) -> None:
-        self.__dict__.update(values=values, ordered=ordered, reads=0)
+    def __init__(self, histogram: Any, values: array[float], attributes: Attributes) -> None:
+        self.__dict__.update(values=values, reads=0)
         super().__init__(values[0], time_ns(), histogram, NOWHERE, attributes)
 
-    values: Sequence[float]
-    ordered: list[float]
+    values: array[float]
     reads: int
 
     def _read(self) -> float:
@@ -103,41 +103,23 @@ class Rest(Measurement):
     """A value after a batch's first, for aggregations that took only the first."""
 
 
-if sys.version_info >= (3, 12):
-
-    def add_up(values: Sequence[float], start: float) -> float:
-        """Add floats from left to right, as `aggregate()` does; since 3.12 `sum()` is more precise than that."""
-        for value in values:
-            start += value
-        return start
-
-else:
-    add_up = sum
-
-
-def _add_extremes(aggregation: Any, ordered: list[float]) -> None:
+def _add_extremes(aggregation: Any, least: float, largest: float) -> None:
     """Update min and max; of equal values (0.0 and -0.0) the first to arrive stays, as one by one."""
     if aggregation._record_min_max:
-        aggregation._min = min(aggregation._min, ordered[0])
-        aggregation._max = max(aggregation._max, ordered[bisect_left(ordered, ordered[-1])])
+        aggregation._min = min(aggregation._min, least)
+        aggregation._max = max(aggregation._max, largest)
 
 
 def _explicit(aggregation: Any, batch: Batch, _original: Aggregate) -> None:
     """Add a batch to a histogram with explicit buckets."""
-    ordered = batch.ordered
     with aggregation._lock:
         if aggregation._value is None:
             aggregation._value = aggregation._get_empty_bucket_counts()
-        aggregation._sum = add_up(batch.values, aggregation._sum)
-        _add_extremes(aggregation, ordered)
-        counts, boundaries = aggregation._value, aggregation._boundaries
-        done = 0
-        last = bisect_left(boundaries, ordered[-1])
-        for bucket in range(bisect_left(boundaries, ordered[0]), last):
-            cut = bisect_right(ordered, boundaries[bucket], done)
-            counts[bucket] += cut - done
-            done = cut
-        counts[last] += len(ordered) - done
+        more, aggregation._sum, least, largest = tally(batch.values, tuple(aggregation._boundaries), aggregation._sum)
+        _add_extremes(aggregation, least, largest)
+        counts = aggregation._value
+        for bucket, count in enumerate(more):
+            counts[bucket] += count
 
 
 def _sum(aggregation: Any, batch: Batch, _original: Aggregate) -> None:
@@ -159,7 +141,7 @@ def _exponential(aggregation: Any, batch: Batch, original: Aggregate) -> None:
     range goes through the SDK's own `aggregate()`, and what arrives in between is added
     in one go: it changes no bucket's bounds.
     """
-    if _fill(aggregation, batch.values, batch.ordered):
+    if _fill(aggregation, batch.values):
         return
     low, high = inf, -inf
     run: list[float] = []
@@ -176,7 +158,7 @@ def _exponential(aggregation: Any, batch: Batch, original: Aggregate) -> None:
 
 def _fill_or_add(aggregation: Any, run: list[float], batch: Batch, original: Aggregate) -> None:
     """Add a run that should fit; one by one where a collection has just emptied the buckets."""
-    if run and not _fill(aggregation, run, sorted(run)):
+    if run and not _fill(aggregation, run):
         for value in run:
             _add_one(aggregation, value, batch, original)
 
@@ -187,8 +169,9 @@ def _add_one(aggregation: Any, value: float, batch: Batch, original: Aggregate) 
         original(aggregation, batch.single(value), False)  # noqa: FBT003 - the SDK's signature
 
 
-def _fill(aggregation: Any, values: Sequence[float], ordered: list[float]) -> bool:
+def _fill(aggregation: Any, values: Sequence[float]) -> bool:
     """Add values to an exponential histogram if its buckets hold them all; else do nothing and return False."""
+    ordered = sorted(values)
     zeros = bisect_right(ordered, 0.0)
     with aggregation._lock:
         buckets = aggregation._value_positive
@@ -208,7 +191,7 @@ def _fill(aggregation: Any, values: Sequence[float], ordered: list[float]) -> bo
         aggregation._sum = add_up(values, aggregation._sum)
         aggregation._count += len(values)
         aggregation._zero_count += zeros
-        _add_extremes(aggregation, ordered)
+        _add_extremes(aggregation, ordered[0], ordered[bisect_left(ordered, ordered[-1])])
         return True
 
 
@@ -323,25 +306,25 @@ def uninstall() -> None:
 
 def feed(histogram: Histogram, values: Sequence[float], attributes: Attributes = None) -> int:
     """Record every value and return how many were refused: NaN, infinite or negative, as `record()` refuses them."""
-    kept, ordered = _clean(values)
+    kept = _clean(values)
     with gate:
-        if len(kept) > 1 and _state.active and _takes_batches(histogram):
-            _consume(histogram, kept, ordered, attributes)
+        if isinstance(kept, array) and len(kept) > 1 and _state.active and _takes_batches(histogram):
+            _consume(histogram, kept, attributes)
         else:
             for value in kept:
                 histogram.record(value, attributes, context=NOWHERE)
     return len(values) - len(kept)
 
 
-def _clean(values: Sequence[float]) -> tuple[Sequence[float], list[float]]:
-    """Return the values that `record()` would take, as they came and sorted."""
-    if not isfinite(sum(values)):
-        values = [value for value in values if isfinite(value)]
-    ordered = sorted(values)
-    if ordered and ordered[0] < 0:
-        values = [value for value in values if value >= 0]
-        ordered = sorted(values)
-    return values, ordered
+def _clean(values: Sequence[float]) -> Sequence[float]:
+    """Return the values that `record()` would take, as they came: as a column where they are floats."""
+    column = values if isinstance(values, array) else floats(list(values))
+    if column is not None:
+        least, _, bad = extremes(column)
+        if not bad and least >= 0:
+            return column
+    kept = [value for value in values if isfinite(value) and value >= 0]
+    return floats(kept) or kept
 
 
 def _takes_batches(histogram: Any) -> bool:
@@ -364,10 +347,10 @@ _EXEMPLAR_FILTERS = (
 )
 
 
-def _consume(histogram: Any, values: Sequence[float], ordered: list[float], attributes: Attributes) -> None:
+def _consume(histogram: Any, values: array[float], attributes: Attributes) -> None:
     """Send a batch down the SDK's way, and its values singly after it where someone unknown took only the first."""
     consume = histogram._measurement_consumer.consume_measurement
-    batch = Batch(histogram, values, ordered, attributes)
+    batch = Batch(histogram, values, attributes)
     consume(batch)
     if batch.reads > _state.reads:
         for value in values[1:]:
@@ -397,7 +380,7 @@ def _count_reads() -> int:
     histogram: Any = _throwaway((), ()).get_meter("probe").create_histogram("probe")
     if not _takes_batches(histogram):  # OTEL_SDK_DISABLED
         return 0
-    batch = Batch(histogram, [1.0, 2.0], [1.0, 2.0], None)
+    batch = Batch(histogram, array("d", (1.0, 2.0)), None)
     histogram._measurement_consumer.consume_measurement(batch)
     return batch.reads
 
@@ -428,7 +411,7 @@ def _compare() -> bool:
             )
             if not _takes_batches(bulk):
                 return False
-            _consume(bulk, values, sorted(values), attributes)
+            _consume(bulk, array("d", values), attributes)
             for value in values:
                 each.record(value, attributes, context=NOWHERE)
         for reader in readers:

@@ -7,10 +7,11 @@ it. Where many of the same model follow one another, their columns are all there
 
 from __future__ import annotations
 
-from operator import le, sub
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.recorder import FAILED, FORWARD_NOGRAD, WIDTH
+from otel_ml.pipeline.columns import AT_ONCE, combined, follow
 from otel_ml.pipeline.findings import Calls
 from otel_ml.pipeline.layout import unpack
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calls_ahead"]
 
-_MOST = 512  # calls together
+_CALLS = 4 * AT_ONCE  # together: of each there is less to tell than of a step
 _LEAST = 16
 
 
@@ -28,7 +29,7 @@ def calls_ahead(tracker: Tracker, chunk: list[Any], at: int) -> Calls | None:
     last = at + (_LEAST - 1) * WIDTH
     if last >= len(chunk) or chunk[last] != FORWARD_NOGRAD or not tracker.serves(chunk[at + 1]):
         return None
-    stop = min(len(chunk), at + _MOST * WIDTH)
+    stop = min(len(chunk), at + _CALLS * WIDTH)
     count = min(
         _same(chunk[at:stop:WIDTH], FORWARD_NOGRAD),
         _same(chunk[at + 3 : stop : WIDTH], chunk[at + 3]),
@@ -37,15 +38,16 @@ def calls_ahead(tracker: Tracker, chunk: list[Any], at: int) -> Calls | None:
     if FAILED in packed:
         count = packed.index(FAILED)
         del packed[count:]
-    starts = chunk[at + 1 : at + count * WIDTH : WIDTH]
-    ends = chunk[at + 2 : at + count * WIDTH : WIDTH]
-    if count < _LEAST or not all(map(le, ends, starts[1:])):
+    starts = array("q", chunk[at + 1 : at + count * WIDTH : WIDTH])
+    ends = array("q", chunk[at + 2 : at + count * WIDTH : WIDTH])
+    if count < _LEAST or not follow(ends, starts, 0):
         return None
     if packed.count(packed[0]) == count:
         samples = [unpack(packed[0])[0]] * count
     else:
         samples = [unpack(each)[0] for each in packed]
-    return Calls(chunk[at + 3], starts, ends, list(map(sub, ends, starts)), samples)
+    durations = combined(starts, ends, 1, count, ((0, True, False), (0, False, True)))
+    return Calls(chunk[at + 3], starts, ends, durations, samples)
 
 
 def _same(column: list[Any], value: Any) -> int:

@@ -1,10 +1,16 @@
 """Arithmetic on columns, one entry a step: in C where it was compiled, and the same in Python.
 
 What the drain computes the program waits for, and most of what it computes for a fast loop is this.
+A column is an `array` of 64-bit integers (nanoseconds) or of doubles, which C reads without touching
+an object a value; where a value is missing or is no float it is a list.
 """
 
 from __future__ import annotations
 
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
+from math import inf, isfinite
 from operator import add, sub
 from typing import TYPE_CHECKING, Any
 
@@ -15,50 +21,102 @@ if TYPE_CHECKING:
 
     Terms = tuple[tuple[int, bool, bool], ...]
 
-__all__ = ["combined", "in_seconds", "spread"]
+__all__ = ["AT_ONCE", "add_up", "combined", "extremes", "floats", "follow", "in_seconds", "rounded", "spread", "tally"]
 
 
-def _combined(starts: list[int], ends: list[int], cycle: int, count: int, terms: Terms) -> list[int]:
+def _combined(starts: array[int], ends: array[int], cycle: int, count: int, terms: Terms) -> array[int]:
     if not count:
-        return []
+        return array("q")
     total: Iterable[int] | None = None
     for j, of_ends, negative in terms:
-        column = (ends if of_ends else starts)[j : j + (count - 1) * cycle + 1 : cycle]
+        column: Iterable[int] = (ends if of_ends else starts)[j : j + (count - 1) * cycle + 1 : cycle]
         if total is None:
             total = [-v for v in column] if negative else column
         else:
             total = map(sub if negative else add, total, column)
-    return list(total or [0] * count)
+    return array("q", total or [0] * count)
 
 
-def _in_seconds(values_ns: list[int]) -> list[float]:
-    return [v / 1e9 for v in values_ns]
+def _follow(ends: array[int], starts: array[int], gap: int) -> bool:
+    return all(start - end >= gap for end, start in zip(ends, starts[1:], strict=False))
 
 
-def _spread(values: Sequence[float], stride: int) -> tuple[list[float], list[float], list[float]]:
+def _in_seconds(values_ns: array[int]) -> array[float]:
+    return array("d", [v / 1e9 for v in values_ns])
+
+
+def _floats(values: Sequence[Any]) -> array[float] | None:
+    return array("d", values) if values and set(map(type, values)) == {float} else None
+
+
+def _extremes(values: array[float]) -> tuple[float, float, int]:
+    known = [v for v in values if isfinite(v)]
+    return min(known, default=inf), max(known, default=-inf), len(values) - len(known)
+
+
+def _spread(values: array[float], stride: int) -> tuple[array[float], array[float], array[float]]:
     bins = [values[n : n + stride] for n in range(0, len(values), stride)]
-    return [_sum(b) / len(b) for b in bins], list(map(min, bins)), list(map(max, bins))
+    means = [_add_up(b, 0.0) / len(b) for b in bins]
+    return array("d", means), array("d", map(min, bins)), array("d", map(max, bins))
 
 
-def _sum(values: Iterable[float]) -> float:
-    total = 0.0
-    for value in values:  # from left to right: since 3.12 `sum()` is more precise than that
-        total += value
-    return total
+def _rounded(values: array[float]) -> list[float]:
+    return [float(f"{v:.6g}") for v in values]
+
+
+def _tally(values: array[float], bounds: tuple[float, ...], start: float) -> tuple[list[int], float, float, float]:
+    ordered = sorted(values)
+    counts, done, last = [0] * (len(bounds) + 1), 0, bisect_left(bounds, ordered[-1])
+    for bucket in range(bisect_left(bounds, ordered[0]), last):
+        cut = bisect_right(ordered, bounds[bucket], done)
+        counts[bucket] += cut - done
+        done = cut
+    counts[last] += len(ordered) - done
+    return counts, _add_up(values, start), ordered[0], ordered[bisect_left(ordered, ordered[-1])]
+
+
+def _add_up(values: Sequence[float], start: float) -> float:
+    for value in values:
+        start += value
+    return start
 
 
 _native: Any = load("otel_ml.pipeline._columns")
 
-combined: Callable[[list[int], list[int], int, int, Terms], list[int]] = (
+AT_ONCE = 128 if _native is None else 1024
+"""Steps of a column that are computed in about a tenth of a millisecond: the program may wait for all of it."""
+
+add_up: Callable[[Sequence[float], float], float] = _add_up if sys.version_info >= (3, 12) else sum
+"""Floats added from left to right, as `aggregate()` of the SDK does; since 3.12 `sum()` is more precise than that."""
+
+combined: Callable[[array[int], array[int], int, int, Terms], array[int]] = (
     _combined if _native is None else _native.combined
 )
 """For each of `count` cycles of events, a sum of instants: of each term `(j, of_ends, negative)` the start, or the end,
 of the event at `j` from the cycle's first, added or subtracted."""
 
-in_seconds: Callable[[list[int]], list[float]] = _in_seconds if _native is None else _native.in_seconds
+follow: Callable[[array[int], array[int], int], bool] = _follow if _native is None else _native.follow
+"""Whether each event starts at least this long after the end of the one before."""
+
+in_seconds: Callable[[array[int]], array[float]] = _in_seconds if _native is None else _native.in_seconds
 """Nanoseconds as seconds."""
 
-spread: Callable[[list[float], int], tuple[list[float], list[float], list[float]]] = (
+floats: Callable[[Sequence[Any]], array[float] | None] = _floats if _native is None else _native.floats
+"""A list as a column; None if it is empty or anything in it is not a float."""
+
+extremes: Callable[[array[float]], tuple[float, float, int]] = _extremes if _native is None else _native.extremes
+"""The least and the largest finite one (inf and -inf where there is none), and how many are not finite."""
+
+spread: Callable[[array[float], int], tuple[array[float], array[float], array[float]]] = (
     _spread if _native is None else _native.spread
 )
-"""The means, least and largest of each `stride` floats; the last ones may be fewer. `TypeError` if one is no number."""
+"""The means, least and largest of each `stride` values; the last ones may be fewer."""
+
+rounded: Callable[[array[float]], list[float]] = _rounded if _native is None else _native.rounded
+"""To six digits."""
+
+tally: Callable[[array[float], tuple[float, ...], float], tuple[list[int], float, float, float]] = (
+    _tally if _native is None else _native.tally
+)
+"""How many values are in each bucket (up to each bound and with it, and beyond the last), all added to `start` from
+left to right, the least and the largest: of equal ones the first. Not for NaN, nor for no value."""

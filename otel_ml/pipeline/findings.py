@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from array import array
 
 __all__ = ["Call", "Calls", "Epoch", "Evaluation", "Item", "Output", "Point", "Rare", "Step"]
 
@@ -104,9 +107,9 @@ class Calls(NamedTuple):
     """Consecutive calls of one model as columns, one entry a call; none failed, none compiled."""
 
     root: int
-    starts: list[int]
-    ends: list[int]
-    durations: list[int]
+    starts: array[int]
+    ends: array[int]
+    durations: array[int]
     samples: list[int]  # 0 where it is not known
 
 

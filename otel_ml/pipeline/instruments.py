@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from array import array
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class Instruments:
         """How many values were not recorded because they were NaN, infinite, or negative where that means nothing."""
         self._store_size = store_size
         self._instruments: dict[str, Any] = {}
-        self._values: dict[Series, list[float]] = {}
+        self._values: dict[Series, array[float]] = {}
         self._totals: dict[Series, float] = {}
         self._last: dict[Series, float] = {}
         self._known: dict[tuple[Any, ...], Series] = {}
@@ -84,7 +85,10 @@ class Instruments:
     def observe(self, metric: Metric, values: Sequence[float], attributes: Attributes = None) -> None:
         """Pend values of a histogram."""
         with bulk.gate:
-            self._values.setdefault(self._series(metric, attributes), []).extend(values)
+            series = self._series(metric, attributes)
+            if series not in self._values:
+                self._values[series] = array("d")
+            self._values[series].extend(values)
             self._pending += len(values)
             if self._pending >= FLUSH_AT:
                 self.flush()

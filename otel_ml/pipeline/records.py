@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import LogRecord, SeverityNumber
 
 from otel_ml import names
 from otel_ml.pipeline.budget import Budget, stride_for
-from otel_ml.pipeline.columns import spread
+from otel_ml.pipeline.columns import floats, rounded, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.context import Context
 
@@ -46,8 +47,8 @@ class Records:
         self.points = points
         self.budget = Budget(rate, burst, started)
         self.thinned = False
-        self._columns: dict[str, list[Any]] = {}
-        self._ends: list[int] = []
+        self._columns: dict[str, Any] = {}  # each a list, or an array of floats
+        self._ends = array("q")
         self._context: Context | None = None  # of the last step taken alone
         self._logger: Any = None
 
@@ -77,23 +78,25 @@ class Records:
         self.steps([end_ns], {k: [v] for k, v in attributes.items()})
         self._context = context
 
-    def steps(self, ends_ns: list[int], columns: Mapping[str, list[Any]]) -> None:
+    def steps(self, ends_ns: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> None:
         """Take several steps' records, a value a step in each column."""
         if self.points is not None and len(columns) > _MOST_SCALARS:
             columns = self._shared(ends_ns, columns, self.points)
         before = len(self._ends)
         self._ends.extend(ends_ns)
         for key, values in columns.items():
-            known = self._columns.get(key)
+            known: Any = self._columns.get(key)
             if known is None:
-                known = self._columns[key] = []
-            if len(known) < before:
-                known.extend([None] * (before - len(known)))
+                known = self._columns[key] = values[:0]
+            if type(known) is not type(values) or len(known) < before:
+                known = self._columns[key] = [*known, *[None] * (before - len(known))]
             known.extend(values)
         self._context = None
 
     @staticmethod
-    def _shared(ends_ns: list[int], columns: Mapping[str, list[Any]], points: Points) -> Mapping[str, list[Any]]:
+    def _shared(
+        ends_ns: Sequence[int], columns: Mapping[str, Sequence[Any]], points: Points
+    ) -> Mapping[str, Sequence[Any]]:
         """The columns that a step's record has room for: a line holds 128 attributes; the others are points."""
         over = [key for key in columns if key.startswith(names.STEP_SCALAR)][_MOST_SCALARS:]
         for first in range(0, len(over), _MOST_SCALARS):
@@ -131,8 +134,7 @@ class Records:
         columns = {k: v[:count] for k, v in self._columns.items()}
         self._ends = self._ends[count:]
         self._columns = {k: v[count:] for k, v in self._columns.items() if len(v) > count} if self._ends else {}
-        for values in columns.values():
-            values.extend([None] * (count - len(values)))
+        columns = {k: v if len(v) == count else [*v, *[None] * (count - len(v))] for k, v in columns.items()}
         if stride > 1:
             thinned: dict[str, list[Any]] = {}
             for key, values in columns.items():
@@ -141,11 +143,11 @@ class Records:
             columns = thinned
             ends = ends[stride - 1 :: stride]
         for first in range(0, len(ends), _BATCH):
-            part = {k: v[first : first + _BATCH] for k, v in columns.items()}
+            part = {k: list(v[first : first + _BATCH]) for k, v in columns.items()}
             self._batch(ends[first : first + _BATCH], part, stride)
             rest()
 
-    def _batch(self, ends: list[int], columns: dict[str, list[Any]], stride: int) -> None:
+    def _batch(self, ends: Sequence[int], columns: dict[str, list[Any]], stride: int) -> None:
         columns = {k: v for k, v in columns.items() if v.count(None) < len(v)}
         if len(ends) == 1 and stride == 1:
             only = {k: v[0] for k, v in columns.items()}
@@ -182,7 +184,10 @@ class Points(Records):
     def row(self, at_ns: int, key: str, value: float, number: int | None) -> None:
         """Take one value of a step, or of none; several of one step become one row."""
         numbers = self._columns.get(names.STEP_NUMBER, [None])
-        column = self._columns.setdefault(key, [])
+        column = self._columns.get(key, [])
+        if type(column) is array:
+            column = list(column)
+        self._columns[key] = column
         count = len(self._ends)
         if count and len(numbers) in (0, count) and numbers[-1] == number and len(column) < count:
             column.extend([None] * (count - 1 - len(column)) + [value])
@@ -196,16 +201,17 @@ def _bytes_of(columns: dict[str, list[Any]]) -> int:
     return len(json.dumps(columns)) if most > _BATCH_BYTES else most
 
 
-def _thin(key: str, values: list[Any], stride: int) -> dict[str, list[Any]]:
+def _thin(key: str, values: Any, stride: int) -> dict[str, list[Any]]:
     """Each `stride` steps of a column as one: means, and the spread of what matters; the first step's number."""
     if key == names.STEP_NUMBER:
         return {key: values[::stride]}
+    column = values if type(values) is array else floats(values)
+    if column is not None:
+        return _told(key, *spread(column, stride))
     count, short = -(-len(values) // stride), len(values) % stride
     if count > 2 and values.count(values[0]) == len(values):  # it never changed: one bin, and the last, tell of all
         two = _thin(key, values[: stride + (short or stride)], stride)
         return {name: [first] * (count - 1) + [last] for name, (first, last) in two.items()}
-    if type(values[0]) is float and None not in values:
-        return _told(key, *spread(values, stride))
     bins: list[list[Any]] = [values[n : n + stride] for n in range(0, len(values), stride)]
     if None in values:
         bins = [[v for v in b if v is not None] for b in bins]
@@ -218,13 +224,17 @@ def _thin(key: str, values: list[Any], stride: int) -> dict[str, list[Any]]:
     return _told(key, means, [min(b, default=None) for b in bins], [max(b, default=None) for b in bins])
 
 
-def _told(
-    key: str, means: Iterable[float | None], least: Iterable[float | None], largest: Iterable[float | None]
-) -> dict[str, list[Any]]:
+def _told(key: str, means: Any, least: Any, largest: Any) -> dict[str, list[Any]]:
     out = {key: means}
     if key in _SPREAD or key.startswith(names.STEP_LOSS + "."):
         out |= {f"{key}.min": least, f"{key}.max": largest}
-    return {name: [None if v is None else float(f"{v:.6g}") for v in values] for name, values in out.items()}
+    return {name: _rounded(values) for name, values in out.items()}
+
+
+def _rounded(values: Any) -> list[float | None]:
+    if type(values) is array:
+        return rounded(values)  # type: ignore[return-value]
+    return [None if v is None else float(f"{v:.6g}") for v in values]
 
 
 def _say(attributes: Mapping[Any, Any]) -> str:

@@ -11,18 +11,19 @@ ways say the same.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress, cycle
-from operator import add, lt, sub
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import WIDTH
-from otel_ml.pipeline.columns import combined
+from otel_ml.pipeline.columns import AT_ONCE, combined, floats, follow
 from otel_ml.pipeline.findings import Item
 from otel_ml.pipeline.layout import (
     BACKWARD,
@@ -39,13 +40,14 @@ from otel_ml.pipeline.layout import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from otel_ml.pipeline.columns import Terms
     from otel_ml.pipeline.findings import Step
     from otel_ml.pipeline.steps import Tracker
 
 __all__ = ["Block", "Steady"]
 
-_MOST = 128  # steps a block: what one slice of the drain can tell of
 _LEAST = 4
 _DEVICE = frozenset({r.DEVICE_TRAIN, r.DEVICE_CALL})
 _SIMPLE = _DEVICE | {
@@ -59,18 +61,18 @@ class Block:
     """Consecutive steps as columns; instants and durations in nanoseconds, one entry a step."""
 
     first: int
-    starts: list[int]  # one more than there are steps: the last is where the last one ends
-    durations: list[int]
-    phases: dict[str, list[int]]
-    losses: dict[int, list[float | None]]
-    learning_rates: dict[int, list[Any]]
-    grad_norms: list[float | None] | None
+    starts: array[int]  # one more than there are steps: the last is where the last one ends
+    durations: array[int]
+    phases: dict[str, array[int]]
+    losses: dict[int, Sequence[float | None]]
+    learning_rates: dict[int, Sequence[Any]]
+    grad_norms: Sequence[float | None] | None
     samples: list[int] | None
     tokens: list[int] | None
-    scalars: dict[str, list[float | None]]
+    scalars: dict[str, Sequence[float | None]]
     micro_batches: int
     framework: str
-    _events: tuple[list[Any], ...]  # codes, starts, ends, a and b of every event
+    _events: tuple[Sequence[Any], ...]  # codes, starts, ends, a and b of every event
     _cycle: int
     _roots: int
     epoch: int | None = None
@@ -112,7 +114,7 @@ class Steady:
         return same
 
     def advance(self, tracker: Tracker, chunk: list[Any], at: int) -> Block | None:
-        """Take as many coming cycles as are like the last one, at most 128; None if there are too few.
+        """Take as many coming cycles as are like the last one, at most `AT_ONCE`; None if there are too few.
 
         `at` is where the next event begins in `chunk`; the events of the block taken are
         `len(block) * cycle`.
@@ -124,7 +126,7 @@ class Steady:
         pattern = chunk[past:at:WIDTH]
         if not _SIMPLE.issuperset(pattern):
             return None
-        count = min(_MOST + 1, (len(chunk) - at) // WIDTH // cycle)
+        count = min(AT_ONCE + 1, (len(chunk) - at) // WIDTH // cycle)
         stop = at + count * cycle * WIDTH
         codes = chunk[at:stop:WIDTH]
         if codes != pattern * count:
@@ -154,7 +156,8 @@ class Steady:
             columns = [list(compress(column, cycle(keep))) for column in columns]
         events: Any = ([i[slot] for i in carried] + column for slot, column in enumerate(columns))
         codes, starts, ends, a, b = events
-        if not all(map(lt, ends, starts[1:])):
+        starts, ends = array("q", starts), array("q", ends)
+        if not follow(ends, starts, 1):
             return None  # something nests
         whole_cycle = self._cycle - pattern.count(r.SCALAR)
         count = (stop - at) // WIDTH // self._cycle
@@ -165,7 +168,7 @@ class Steady:
         block = Block(
             first=tracker.number,
             starts=edges,
-            durations=list(map(sub, edges[1:], edges)),
+            durations=combined(edges, edges, 1, count, ((1, False, False), (0, False, True))),
             phases={},
             losses={},
             learning_rates={},
@@ -248,37 +251,29 @@ def _recorded(block: Block, tracker: Tracker, pattern: list[int], said: list[lis
         items = map(Item, *(column[j::length] for column in said))
         mine += ((n + later, item) for n, item in enumerate(items))
     tracker.values = [item for n, item in mine if n >= count]
+    columns: dict[str, list[float | None]] = {}
     for n, item in mine:
         value = number_of(item.b)
         if n < count and value is not None:
-            column = block.scalars.setdefault(scalars.columns[item.a], [None] * count)
-            column[n] = value
+            columns.setdefault(scalars.columns[item.a], [None] * count)[n] = value
+    block.scalars.update(columns)
 
 
 class _Columns:
     """The events of a block by their place in the cycle."""
 
     def __init__(
-        self, codes: list[int], starts: list[int], ends: list[int], a: list[Any], b: list[Any], whole: int, cycle: int
+        self, codes: list[int], starts: array[int], ends: array[int], a: list[Any], b: list[Any], whole: int, cycle: int
     ) -> None:
         self.codes = codes
         self._starts, self._ends, self._a, self._b = starts, ends, a, b
         self._whole, self._cycle = whole, cycle
 
-    def _column(self, of: list[Any], j: int) -> list[Any]:
-        return of[j : self._whole : self._cycle]
-
-    def start(self, j: int) -> list[int]:
-        return self._column(self._starts, j)
-
-    def end(self, j: int) -> list[int]:
-        return self._column(self._ends, j)
-
     def a(self, j: int) -> list[Any]:
-        return self._column(self._a, j)
+        return self._a[j : self._whole : self._cycle]
 
     def b(self, j: int) -> list[Any]:
-        return self._column(self._b, j)
+        return self._b[j : self._whole : self._cycle]
 
     def phases(self, block: Block) -> None:
         """The same layout as `layout.build` makes."""
@@ -287,37 +282,33 @@ class _Columns:
 
     def values(self, block: Block) -> bool:
         """Fill in losses, rates, norms and counts; False where one is not known throughout."""
-        running: list[Any] | None = None
+        running: Sequence[Any] | None = None
         turns = 0
         samples: list[int] | None = None
         tokens: list[int] | None = None
         forwards: list[int] = []
         for j, code in enumerate(self.codes):
             if code == r.BACKWARD:
-                losses = self.a(j)
-                if losses[0] is None:
-                    if losses.count(None) != len(losses):
-                        return False
-                    continue
-                if None in losses:
+                losses = _whole(self.a(j))
+                if losses is None:
                     return False
-                running = losses if running is None else list(map(add, running, losses))
+                if losses:
+                    running = losses if running is None else _sums(running, losses)
             elif code == r.STEP:
                 turns += 1
                 which = self.a(j)[0]
                 if running is not None:
                     known = block.losses.get(which)
-                    block.losses[which] = running if known is None else list(map(add, known, running))
+                    block.losses[which] = running if known is None else _sums(known, running)
                 running = None
-                rates = self.b(j)
-                if None in rates:
-                    if rates.count(None) != len(rates):
-                        return False
-                else:
+                rates = _whole(self.b(j))
+                if rates is None:
+                    return False
+                if rates:
                     block.learning_rates[which] = rates
             elif code == r.CLIP:
-                norms = self.a(j)
-                if None in norms:
+                norms = _whole(self.a(j))
+                if not norms:
                     return False
                 block.grad_norms = norms
             elif code == r.FETCH:
@@ -382,6 +373,22 @@ class _Columns:
         return True
 
 
+def _whole(column: list[Any]) -> Sequence[Any] | None:
+    """A column in which no value is missing, empty where all are; None where some are."""
+    known = floats(column)
+    if known is not None:
+        return known
+    missing = column.count(None)
+    if not missing:
+        return column
+    return () if missing == len(column) else None
+
+
+def _sums(one: Sequence[Any], other: Sequence[Any]) -> Sequence[Any]:
+    both = list(map(add, one, other))
+    return floats(both) or both
+
+
 def _unpacked(packed: list[int]) -> tuple[list[int], list[int]]:
     """Samples and tokens, a column each."""
     if packed.count(packed[0]) == len(packed):
@@ -391,7 +398,7 @@ def _unpacked(packed: list[int]) -> tuple[list[int], list[int]]:
     return [rows for rows, _ in both], [words for _, words in both]
 
 
-def _over(known: list[float | None] | None, later: list[float | None]) -> list[float | None]:
+def _over(known: Sequence[float | None] | None, later: Sequence[float | None]) -> Sequence[float | None]:
     """What came later in each step, else what came before."""
     if known is None:
         return later

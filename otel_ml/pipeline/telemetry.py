@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import SeverityNumber
@@ -14,7 +15,7 @@ from otel_ml.core.context import limits, optimizers, recorders, roots, scalars
 from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import memory
 from otel_ml.pipeline.aggregate import memory_peak
-from otel_ml.pipeline.columns import in_seconds
+from otel_ml.pipeline.columns import extremes, in_seconds
 from otel_ml.pipeline.findings import Call, Calls, Epoch, Evaluation, Point, Step
 from otel_ml.pipeline.layout import number_of
 
@@ -196,18 +197,17 @@ class Telemetry:
             self.rest()
         durations = in_seconds(block.durations)
         phases = {phase: in_seconds(spent) for phase, spent in block.phases.items()}
-        if kept:
-            told = set(kept)
-            instruments.observe(names.STEP_DURATION, [s for n, s in enumerate(durations) if n not in told], framework)
-        else:
-            instruments.observe(names.STEP_DURATION, durations, framework)
+        others = durations[:]
+        for at in reversed(kept):
+            del others[at]
+        instruments.observe(names.STEP_DURATION, others, framework)
         for phase, spent in phases.items():
             instruments.observe(names.PHASE_DURATION, spent, {names.PHASE: phase})
         self.rest()
         count = len(block)
         instruments.add(names.STEPS, count, {names.OUTCOME: "ok"})
         instruments.add(names.MICRO_BATCHES, count * block.micro_batches, None)
-        columns: dict[str, list[Any]] = {
+        columns: dict[str, Sequence[Any]] = {
             names.OUTCOME: ["ok"] * count,
             names.STEP_DURATION_S: durations,
             names.STEP_MICRO_BATCHES: [block.micro_batches] * count,
@@ -222,7 +222,9 @@ class Telemetry:
         for number, rates in block.learning_rates.items():
             self._rates(labels, number, rates[-1])
         for rates in list(block.learning_rates.values())[:1]:
-            columns[names.LEARNING_RATE.name] = [r[0] if isinstance(r, tuple) else r for r in rates]
+            columns[names.LEARNING_RATE.name] = (
+                rates if type(rates) is array else [r[0] if isinstance(r, tuple) else r for r in rates]
+            )
         if block.grad_norms is not None:
             norms = _known(block.grad_norms)
             instruments.set(names.GRAD_NORM, norms[-1], None)
@@ -243,7 +245,7 @@ class Telemetry:
         instruments.set(names.RUN_PROGRESS, self.anchor.unix(block.starts[-1]) / 1e9, None)
         self.records.steps(block.starts[1:], columns)
 
-    def _scalar(self, column: str, values: list[float]) -> None:
+    def _scalar(self, column: str, values: Sequence[float]) -> None:
         if not values:
             return
         name, of = scalars.about.get(column, (column, None))
@@ -251,8 +253,8 @@ class Telemetry:
         self.instruments.set(names.SCALAR, values[-1], tags)
         self._nonfinite(name, values, of)
 
-    def _nonfinite(self, name: str, values: list[float], of: str | None = None) -> None:
-        bad = len(values) - sum(map(math.isfinite, values))
+    def _nonfinite(self, name: str, values: Sequence[float], of: str | None = None) -> None:
+        bad = extremes(values)[2] if type(values) is array else len(values) - sum(map(math.isfinite, values))
         if bad:
             tags = {names.SCALAR_NAME: name} if of is None else {names.SCALAR_NAME: name, names.SPLIT: of}
             self.instruments.add(names.NONFINITE, bad, tags)
@@ -298,7 +300,7 @@ class Telemetry:
             self.spans.call(call)
             roots_met.setdefault((call.root, call.failed), []).append(call)
         for (root, failed), several in roots_met.items():
-            durations, samples = [c.end - c.start for c in several], [c.samples for c in several]
+            durations, samples = array("q", (c.end - c.start for c in several)), [c.samples for c in several]
             self._requests(root, durations, samples, "failed" if failed else "ok")
 
     def _calls_alike(self, calls: Calls) -> None:
@@ -306,14 +308,16 @@ class Telemetry:
         self.spans.calls(calls)
         self._requests(calls.root, calls.durations, calls.samples, "ok")
 
-    def _requests(self, root: int, durations: list[int], samples: Sequence[int | None], outcome: str) -> None:
+    def _requests(self, root: int, durations: array[int], samples: Sequence[int | None], outcome: str) -> None:
         """The metrics of several requests to one model; samples that are None or 0 are not known."""
         model = {names.MODEL_NAME: roots.facts[root].get("name", roots.labels[root])}
         ended = {**model, names.OUTCOME: outcome}
         self.instruments.observe(names.INFERENCE_DURATION, in_seconds(durations), ended)
         self.instruments.add(names.INFERENCE_REQUESTS, len(durations), ended)
         alike = samples.count(samples[0]) == len(samples)
-        sizes = [float(samples[0] or 0)] * len(samples) if alike else [float(size) for size in samples if size]
+        sizes: Sequence[float] = (
+            array("d", (samples[0] or 0,)) * len(samples) if alike else [float(size) for size in samples if size]
+        )
         if sizes and sizes[0]:
             self.instruments.observe(names.INFERENCE_BATCH_SIZE, sizes, model)
 
@@ -445,8 +449,8 @@ def _nothing() -> None:
     pass
 
 
-def _known(values: list[float | None]) -> list[float]:
-    return [v for v in values if v is not None]
+def _known(values: Sequence[float | None]) -> Sequence[float]:
+    return values if type(values) is array else [v for v in values if v is not None]
 
 
 def _of(labels: dict[int, str], number: int) -> dict[str, Any] | None:
