@@ -5,13 +5,198 @@
 #include <stddef.h>
 #include <structmember.h>
 
+/* --- Events -------------------------------------------------------------------------- */
+
+static PyTypeObject *events_type;
+
+static Events *
+new_events(void)
+{
+    Events *self = PyObject_GC_New(Events, events_type);
+    if (self == NULL)
+        return NULL;
+    self->events = NULL;
+    self->count = self->room = self->expected = 0;
+    PyObject_GC_Track(self);
+    return self;
+}
+
+static int
+Events_traverse(Events *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    for (Py_ssize_t n = 0; n < self->count; n++) {
+        Py_VISIT(self->events[n].a);
+        Py_VISIT(self->events[n].b);
+    }
+    return 0;
+}
+
+static int
+Events_empty(Events *self)
+{
+    Event *events = self->events;
+    Py_ssize_t count = self->count;
+    self->events = NULL;
+    self->count = self->room = 0;
+    for (Py_ssize_t n = 0; n < count; n++) { /* which may run anything */
+        Py_DECREF(events[n].a);
+        Py_DECREF(events[n].b);
+    }
+    PyMem_RawFree(events);
+    return 0;
+}
+
+static void
+Events_dealloc(Events *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Events_empty(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static Py_ssize_t
+Events_length(Events *self)
+{
+    return self->count * WIDTH;
+}
+
+static PyObject *
+slot(const Events *self, Py_ssize_t at)
+{
+    const Event *event = &self->events[at / WIDTH];
+    switch (at % WIDTH) {
+    case 0:
+        return PyLong_FromLong(event->code);
+    case 1:
+        return PyLong_FromLongLong(event->start);
+    case 2:
+        return PyLong_FromLongLong(event->end);
+    default: {
+        PyObject *value = at % WIDTH == 3 ? event->a : event->b;
+        Py_INCREF(value);
+        return value;
+    }
+    }
+}
+
+static PyObject *
+Events_item(Events *self, Py_ssize_t at)
+{
+    if (at < 0 || at >= self->count * WIDTH)
+        return PyErr_Format(PyExc_IndexError, "there are no so many events");
+    return slot(self, at);
+}
+
+static PyObject *
+Events_subscript(Events *self, PyObject *key)
+{
+    Py_ssize_t length = self->count * WIDTH, start, stop, step;
+    if (!PySlice_Check(key)) {
+        Py_ssize_t at = PyNumber_AsSsize_t(key, PyExc_IndexError);
+        return at == -1 && PyErr_Occurred() ? NULL : Events_item(self, at < 0 ? at + length : at);
+    }
+    if (PySlice_Unpack(key, &start, &stop, &step) < 0)
+        return NULL;
+    length = PySlice_AdjustIndices(self->count * WIDTH, &start, &stop, step);
+    PyObject *list = PyList_New(length);
+    for (Py_ssize_t n = 0; n < length && list != NULL; n++) {
+        PyObject *value = Events_item(self, start + n * step); /* checks: making a list may run what empties us */
+        if (value == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, n, value);
+    }
+    return list;
+}
+
+static int
+append_slots(Events *self, PyObject *const slots[WIDTH])
+{
+    long code = PyLong_AsLong(slots[0]);
+    long long start = PyLong_AsLongLong(slots[1]), end = PyLong_AsLongLong(slots[2]);
+    if (PyErr_Occurred())
+        return -1;
+    return append(self, code, start, end, slots[3], slots[4]) == 0 ? 1 : 0;
+}
+
+static PyObject *
+Events_extend(Events *self, PyObject *event)
+{
+    if (!PyTuple_CheckExact(event) || PyTuple_GET_SIZE(event) != WIDTH)
+        return PyErr_Format(PyExc_TypeError, "an event is a tuple of a code, a start, an end, and two values");
+    int kept = append_slots(self, ((PyTupleObject *)event)->ob_item);
+    if (kept < 0)
+        return NULL;
+    if (!kept)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Events_clear_all(Events *self, PyObject *unused)
+{
+    Events_empty(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+Events_instants(Events *self, PyObject *args)
+{
+    Py_ssize_t at, stop;
+    if (!PyArg_ParseTuple(args, "nn", &at, &stop))
+        return NULL;
+    if (at < 0 || stop > self->count * WIDTH || (at % WIDTH != 1 && at % WIDTH != 2))
+        return PyErr_Format(PyExc_IndexError, "there are no such instants");
+    Py_ssize_t count = stop > at ? (stop - at + WIDTH - 1) / WIDTH : 0;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * sizeof(long long));
+    if (bytes == NULL)
+        return NULL;
+    long long *instants = (long long *)PyBytes_AS_STRING(bytes);
+    const Event *event = self->events + at / WIDTH;
+    for (Py_ssize_t n = 0; n < count; n++)
+        instants[n] = at % WIDTH == 1 ? event[n].start : event[n].end;
+    return bytes;
+}
+
+static PyMethodDef events_methods[] = {
+    {"extend", (PyCFunction)Events_extend, METH_O, NULL},
+    {"clear", (PyCFunction)Events_clear_all, METH_NOARGS, NULL},
+    {"instants", (PyCFunction)Events_instants, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot events_slots[] = {
+    {Py_tp_traverse, Events_traverse},
+    {Py_tp_clear, Events_empty},
+    {Py_tp_dealloc, Events_dealloc},
+    {Py_tp_methods, events_methods},
+    {Py_sq_length, Events_length},
+    {Py_sq_item, Events_item},
+    {Py_mp_length, Events_length},
+    {Py_mp_subscript, Events_subscript},
+    {0, NULL},
+};
+
+static PyType_Spec events_spec = {
+    "otel_ml.core._recorder.Events",
+    sizeof(Events),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    events_slots,
+};
+
+/* --- Fields -------------------------------------------------------------------------- */
+
 static PyObject *
 Fields_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     RecorderFields *self = (RecorderFields *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->buffer = PyList_New(0);
+    self->buffer = new_events();
     self->seen = PyLong_FromLong(0);
     self->expected = PyLong_FromLong(0);
     if (self->buffer == NULL || self->seen == NULL || self->expected == NULL) {
@@ -29,12 +214,6 @@ Fields_traverse(RecorderFields *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->buffer);
     return 0;
-}
-
-static int
-Fields_clear(RecorderFields *self)
-{
-    return self->buffer == NULL ? 0 : PyList_SetSlice(self->buffer, 0, PyList_GET_SIZE(self->buffer), NULL);
 }
 
 static void
@@ -58,8 +237,27 @@ Fields_record(RecorderFields *self, PyObject *const *args, Py_ssize_t count)
         return NULL;
     }
     PyObject *slots[WIDTH] = {args[0], args[1], args[2], count > 3 ? args[3] : Py_None, count > 4 ? args[4] : Py_None};
-    keep(self, slots);
+    int kept = self->buffer->count * WIDTH < self->limit ? append_slots(self->buffer, slots) : 0;
+    if (kept < 0)
+        return NULL;
+    self->dropped += !kept;
     Py_RETURN_NONE;
+}
+
+/* Everything recorded so far; the buffer is the same object, and empty. */
+static PyObject *
+Fields_emptied(RecorderFields *self, PyObject *unused)
+{
+    Events *chunk = new_events(), *buffer = self->buffer;
+    if (chunk == NULL)
+        return NULL;
+    chunk->events = buffer->events;
+    chunk->count = buffer->count;
+    chunk->room = buffer->room;
+    buffer->expected = buffer->count + buffer->count / 8;
+    buffer->events = NULL;
+    buffer->count = buffer->room = 0;
+    return (PyObject *)chunk;
 }
 
 static PyObject *
@@ -85,13 +283,13 @@ static PyMemberDef fields_members[] = {
 static PyMethodDef fields_methods[] = {
     {"record", (PyCFunction)(void (*)(void))Fields_record, METH_FASTCALL, NULL},
     {"candidate", (PyCFunction)(void (*)(void))Fields_candidate, METH_NOARGS, NULL},
+    {"emptied", (PyCFunction)(void (*)(void))Fields_emptied, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot fields_slots[] = {
-    {Py_tp_new, Fields_new},         {Py_tp_traverse, Fields_traverse}, {Py_tp_clear, Fields_clear},
-    {Py_tp_dealloc, Fields_dealloc}, {Py_tp_members, fields_members},   {Py_tp_methods, fields_methods},
-    {0, NULL},
+    {Py_tp_new, Fields_new},           {Py_tp_traverse, Fields_traverse}, {Py_tp_dealloc, Fields_dealloc},
+    {Py_tp_members, fields_members},   {Py_tp_methods, fields_methods},   {0, NULL},
 };
 
 static PyType_Spec fields_spec = {
@@ -173,7 +371,8 @@ PyInit__recorder(void)
     core->name_edge = PyUnicode_InternFromString("edge");
     core->name_turn = PyUnicode_InternFromString("turn");
     core->fields = (PyTypeObject *)PyType_FromSpec(&fields_spec);
-    if (!core->name_recorder || !core->name_candidate || !core->name_edge || !core->name_turn || !core->fields)
+    events_type = (PyTypeObject *)PyType_FromSpec(&events_spec);
+    if (!events_type || !core->name_recorder || !core->name_candidate || !core->name_edge || !core->name_turn || !core->fields)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)

@@ -18,8 +18,22 @@ enum { WIDTH = 5 };
 enum { CLOSED, FETCHED, OPEN, TURNED, DONE };
 
 typedef struct {
+    long long start, end;
+    PyObject *a, *b;
+    long code;
+} Event;
+
+/* Looks like a flat list of slots, `WIDTH` an event; its numbers are no objects until somebody looks. */
+typedef struct {
     PyObject_HEAD
-    PyObject *buffer;
+    Event *events;
+    Py_ssize_t count, room;
+    Py_ssize_t expected; /* events, from how many there were last time */
+} Events;
+
+typedef struct {
+    PyObject_HEAD
+    Events *buffer;
     Py_ssize_t limit;
     long long dropped;
     long long number;
@@ -140,35 +154,33 @@ this_thread(void)
     return (RecorderFields *)found;
 }
 
-/* Append one event, or count it as dropped when the recorder or the memory is full. A slot may be NULL: no memory. */
-static inline void
-keep(RecorderFields *self, PyObject *const slots[WIDTH])
+/* Append one event; -1, without an error, where there is no memory. */
+static inline int
+append(Events *self, long code, long long start, long long end, PyObject *a, PyObject *b)
 {
-    PyObject *events = self->buffer;
-    Py_ssize_t before = PyList_GET_SIZE(events);
-    if (before >= self->limit) {
-        self->dropped++;
-        PyErr_Clear(); /* of a slot that there was no memory for */
-        return;
+    if (self->count == self->room) {
+        Py_ssize_t room = self->room ? 2 * self->room : self->expected + 64;
+        Event *events = PyMem_RawRealloc(self->events, room * sizeof(Event));
+        if (events == NULL)
+            return -1;
+        self->events = events;
+        self->room = room;
     }
-    for (int i = 0; i < WIDTH; i++) {
-        if (slots[i] == NULL || PyList_Append(events, slots[i]) < 0) {
-            PyErr_Clear(); /* the program's to meet, where it asks for memory */
-            if (PyList_SetSlice(events, before, PyList_GET_SIZE(events), NULL) < 0)
-                PyErr_Clear();
-            self->dropped++;
-            return;
-        }
-    }
+    Py_INCREF(a);
+    Py_INCREF(b);
+    self->events[self->count++] = (Event){start, end, a, b, code};
+    return 0;
 }
 
+/* Append one event, or count it as dropped when the recorder or the memory is full; a value may be NULL: no memory. */
 static inline void
 record(RecorderFields *self, long code, long long start, long long end, PyObject *a, PyObject *b)
 {
-    PyObject *slots[WIDTH] = {PyLong_FromLong(code), PyLong_FromLongLong(start), PyLong_FromLongLong(end), a, b};
-    keep(self, slots);
-    for (int i = 0; i < 3; i++)
-        Py_XDECREF(slots[i]);
+    if (a == NULL || b == NULL)
+        PyErr_Clear(); /* the program's to meet, where it asks for memory */
+    else if (self->buffer->count * WIDTH < self->limit && append(self->buffer, code, start, end, a, b) == 0)
+        return;
+    self->dropped++;
 }
 
 /* These three: -1 with an error where one must be raised. */

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.native import load
@@ -158,6 +159,13 @@ class _Fields:
         except MemoryError:  # the program's to meet, where it asks for memory
             self.dropped += 1
 
+    def emptied(self) -> list[Any]:
+        """Everything recorded so far, flat; the buffer is the same object, and empty."""
+        count = len(self.buffer)
+        chunk = self.buffer[:count]
+        del self.buffer[:count]
+        return chunk
+
     def candidate(self) -> None:
         """A root forward with grad, zero_grad or backward begins: closes a complete round, opens a step."""
         if self.state == DONE:
@@ -167,6 +175,11 @@ class _Fields:
             self.state = OPEN
         elif self.state < OPEN:
             self.state = OPEN
+
+
+def instants(chunk: list[Any], at: int, stop: int) -> array[int]:
+    """The starts of a chunk's events, or their ends: each `WIDTH` slots from `at` on."""
+    return array("q", chunk[at:stop:WIDTH] if isinstance(chunk, list) else chunk.instants(at, stop))
 
 
 _native = load("otel_ml.core._recorder")
@@ -230,13 +243,10 @@ class Recorder(_Base):
 
     def take(self) -> list[Any]:
         """Everything recorded since the last call, flat; called by the drain only."""
-        buffer = self.buffer
-        count = len(buffer)
-        chunk = buffer[:count]
-        if count:
+        chunk = self.emptied()
+        if chunk:
             self.last = chunk[-3]
-        del buffer[:count]
-        self.taken += count // WIDTH
+        self.taken += len(chunk) // WIDTH
         return chunk
 
     def is_over(self) -> bool:

@@ -7,10 +7,9 @@ it. Where many of the same model follow one another, their columns are all there
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, Any
 
-from otel_ml.core.recorder import FAILED, FORWARD_NOGRAD, WIDTH
+from otel_ml.core.recorder import FAILED, FORWARD_NOGRAD, WIDTH, instants
 from otel_ml.pipeline.columns import AT_ONCE, combined, follow
 from otel_ml.pipeline.findings import Calls
 from otel_ml.pipeline.layout import unpack
@@ -38,8 +37,8 @@ def calls_ahead(tracker: Tracker, chunk: list[Any], at: int) -> Calls | None:
     if FAILED in packed:
         count = packed.index(FAILED)
         del packed[count:]
-    starts = array("q", chunk[at + 1 : at + count * WIDTH : WIDTH])
-    ends = array("q", chunk[at + 2 : at + count * WIDTH : WIDTH])
+    starts = instants(chunk, at + 1, at + count * WIDTH)
+    ends = instants(chunk, at + 2, at + count * WIDTH)
     if count < _LEAST or not follow(ends, starts, 0):
         return None
     if packed.count(packed[0]) == count:

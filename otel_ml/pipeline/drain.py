@@ -203,10 +203,10 @@ class Drain:
 
     def _ready(self, recorder: Recorder, pace: Pace) -> list[Any]:
         """What there is to tell: up to the first value that a device still computes, unless that takes too long."""
-        chunk = recorder.held + recorder.take() if recorder.held else recorder.take()
-        recorder.held = []
+        chunk = recorder.take()
         if not recorder.defers:
             return chunk
+        chunk, recorder.held = recorder.held + chunk[:], []
         for at in [n * WIDTH for n, b in enumerate(chunk[4::WIDTH]) if isinstance(b, Deferred)]:
             value = chunk[at + 4]
             if not value.ready() and now() - chunk[at + 2] < _LATE_NS and not self._ending:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
-from otel_ml.core.recorder import WIDTH
+from otel_ml.core.recorder import WIDTH, instants
 from otel_ml.pipeline.columns import AT_ONCE, combined, floats, follow
 from otel_ml.pipeline.findings import Item
 from otel_ml.pipeline.layout import (
@@ -40,7 +40,7 @@ from otel_ml.pipeline.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from otel_ml.pipeline.columns import Terms
     from otel_ml.pipeline.findings import Step
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Block", "Steady"]
 
 _LEAST = 4
+_INSTANTS = (1, 2)  # slots
 _DEVICE = frozenset({r.DEVICE_TRAIN, r.DEVICE_CALL})
 _SIMPLE = _DEVICE | {
     r.FETCH, r.FORWARD, r.BACKWARD, r.ZERO_GRAD, r.STEP, r.CLIP, r.OPTIMIZER_WORK, r.DEVICE_WAIT, r.SCALAR,
@@ -147,16 +148,18 @@ class Steady:
     def _take(self, tracker: Tracker, chunk: list[Any], at: int, stop: int) -> Block | None:
         pattern = chunk[at : at + self._cycle * WIDTH : WIDTH]
         carried = tracker.items
-        columns = [chunk[at + slot : stop : WIDTH] for slot in range(WIDTH)]
+        columns: list[Any] = [
+            instants(chunk, at + slot, stop) if slot in _INSTANTS else chunk[at + slot : stop : WIDTH]
+            for slot in range(WIDTH)
+        ]
         said = columns
         if r.SCALAR in pattern:
             if not carried:
                 return None
             keep = [code != r.SCALAR for code in pattern]
-            columns = [list(compress(column, cycle(keep))) for column in columns]
-        events: Any = ([i[slot] for i in carried] + column for slot, column in enumerate(columns))
+            columns = [_like(column, compress(column, cycle(keep))) for column in columns]
+        events: Any = (_like(column, (i[slot] for i in carried)) + column for slot, column in enumerate(columns))
         codes, starts, ends, a, b = events
-        starts, ends = array("q", starts), array("q", ends)
         if not follow(ends, starts, 1):
             return None  # something nests
         whole_cycle = self._cycle - pattern.count(r.SCALAR)
@@ -191,6 +194,10 @@ class Steady:
         open_now = map(Item, codes[whole:], starts[whole:], ends[whole:], a[whole:], b[whole:])
         tracker.skip(list(open_now), count, ends[-1])
         return block
+
+
+def _like(column: Sequence[Any], values: Iterable[Any]) -> Sequence[Any]:
+    return array("q", values) if isinstance(column, array) else list(values)
 
 
 @lru_cache(maxsize=64)
@@ -238,7 +245,7 @@ def _backward_after(codes: tuple[int, ...]) -> bool:
     return False
 
 
-def _recorded(block: Block, tracker: Tracker, pattern: list[int], said: list[list[Any]], carried: int) -> None:
+def _recorded(block: Block, tracker: Tracker, pattern: list[int], said: list[Sequence[Any]], carried: int) -> None:
     """Put what the program recorded into the steps in whose time it did; the last may be of the step open now."""
     count, length = len(block), len(pattern)
     mine: list[tuple[int, Item]] = [(0, item) for item in tracker.values]
