@@ -12,7 +12,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
-MODULES = ("otel_ml.core._recorder", "otel_ml.instrument.torch._hooks", "otel_ml.pipeline._columns")
+MODULES = (
+    "otel_ml.core._recorder",
+    "otel_ml.instrument.torch._hooks",
+    "otel_ml.pipeline._columns",
+    "otel_ml.store._packed",
+)
 
 
 class Compiled(BuildHookInterface[Any]):

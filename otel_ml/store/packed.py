@@ -1,10 +1,11 @@
-"""Attributes that are columns of numbers, as OTLP bytes, cheaper than value by value.
+"""Attributes that are columns of numbers, as OTLP bytes and as JSON, cheaper than value by value.
 
 A run's curve is hundreds of thousands of numbers, and the SDK's encoder makes an object of
 each while it holds the interpreter lock. Serialised protobuf messages may be appended to
 one another; so a record is encoded without its long sequences, and these are appended.
-Floats take a seventh of the time so, repeated words a fifth.
-`tests/store/test_packed.py` shows that both ways parse to the same.
+Floats take a seventh of the time so, repeated words a fifth; and where it was compiled, numbers
+are encoded while the program has the interpreter.
+`tests/store/test_packed.py` shows that all ways parse to the same.
 
 The layout is `opentelemetry/proto/{logs,common}/v1`: `LogRecord.attributes` (6) holds
 `KeyValue`s of `key` (1) and `value` (2), an `AnyValue` whose `array_value` (5) holds
@@ -13,21 +14,36 @@ The layout is `opentelemetry/proto/{logs,common}/v1`: `LogRecord.attributes` (6)
 
 from __future__ import annotations
 
+import json
 import struct
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
+from otel_ml.core.native import load
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["LONG", "log_attribute"]
+    Column = Sequence[float | str | None]
 
+__all__ = ["LONG", "Encoded", "encoded", "log_attribute"]
+
+Encoded = tuple[bytes, str]
 LONG = 16  # values from which a sequence is worth it
 _INT64 = 1 << 63
 
 
-def log_attribute(key: str, values: Sequence[Any]) -> bytes | None:
-    """The bytes to append to a serialised `LogRecord`; None where the SDK's encoder has to see to the values."""
+def log_attribute(key: str, array: bytes) -> bytes:
+    """The bytes to append to a serialised `LogRecord`, for an attribute with these entries."""
+    return _field(6, _field(1, key.encode()) + _field(2, _field(5, array)))
+
+
+def encoded(columns: list[Column]) -> list[Encoded | None]:
+    """Of each the entries of an OTLP array, and the same as JSON; None where the SDK's encoder has to see to them."""
+    return [known or _any(column) for known, column in zip(_numbers(columns), columns, strict=True)]
+
+
+def _any(values: Column) -> Encoded | None:
     kinds = set(map(type, values))
     if kinds == {float}:
         each = chain.from_iterable(zip(repeat(b"\x0a\x09\x21"), values))
@@ -41,7 +57,7 @@ def log_attribute(key: str, values: Sequence[Any]) -> bytes | None:
         array = b"".join(part for part in parts if part is not None)
     else:
         return None
-    return _field(6, _field(1, key.encode()) + _field(2, _field(5, array)))
+    return array, json.dumps(values, separators=(",", ":"))
 
 
 def _value(value: float | str | None) -> bytes | None:
@@ -77,3 +93,11 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def _none(columns: list[Column]) -> list[Encoded | None]:
+    return [None] * len(columns)
+
+
+_native: Any = load("otel_ml.store._packed")
+_numbers: Callable[[list[Column]], list[Encoded | None]] = _none if _native is None else _native.encoded

@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_ml import names
-from otel_ml.store.packed import LONG, log_attribute
+from otel_ml.store.packed import LONG, encoded, log_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from otel_ml.core.pace import Pace
+    from otel_ml.store.packed import Encoded
 
 __all__ = [
     "ENCODERS", "Origin", "attributes_json", "collected_unix_ns", "count", "json_of", "log_known_by", "span_known_by",
@@ -229,11 +230,13 @@ def _encode_logs(records: Sequence[ReadableLogRecord], pace: Pace) -> tuple[list
     from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 
     def encode(logs: list[ReadableLogRecord]) -> Origin:
-        leaner, columns = zip(*(_apart(log, pace) for log in logs), strict=True)
+        columns = _columns(logs)
+        pace.rest()
+        leaner = [_without(log, packed) for log, packed in zip(logs, columns, strict=True)]
         message = encode_logs(leaner).resource_logs[0]
         inner = message.scope_logs[0]
         rows = [
-            _log_row(log, sent.SerializeToString() + packed, pace)
+            _log_row(log, sent.SerializeToString(), packed, pace)
             for log, sent, packed in zip(logs, inner.log_records, columns, strict=True)
         ]
         resource = message.resource.SerializeToString()
@@ -244,26 +247,35 @@ def _encode_logs(records: Sequence[ReadableLogRecord], pace: Pace) -> tuple[list
     return _grouped(records, encode, pace)
 
 
-def _apart(log: ReadableLogRecord, pace: Pace) -> tuple[ReadableLogRecord, bytes]:
-    """A log record without its long columns, and these as bytes to append to it."""
-    attributes = log.log_record.attributes or {}
-    packed = {}
-    for key, values in attributes.items():
-        if isinstance(values, (tuple, list)) and len(values) >= LONG:
-            column = log_attribute(key, values)
-            if column is not None:
-                packed[key] = column
-                pace.rest()
-    if not packed or log.dropped_attributes:  # which a plain dict could not say
-        return log, b""
+def _columns(logs: list[ReadableLogRecord]) -> list[dict[str, Encoded]]:
+    """The long columns of each log record, by attribute; all in one go: the program has the interpreter meanwhile."""
+    found = [
+        (n, key, values)
+        for n, log in enumerate(logs)
+        if not log.dropped_attributes  # which a plain dict could not say
+        for key, values in (log.log_record.attributes or {}).items()
+        if isinstance(values, (tuple, list)) and len(values) >= LONG
+    ]
+    columns: list[dict[str, Encoded]] = [{} for _ in logs]
+    for (n, key, _), column in zip(found, encoded([values for *_, values in found]), strict=True):
+        if column is not None:
+            columns[n][key] = column
+    return columns
+
+
+def _without(log: ReadableLogRecord, packed: dict[str, Encoded]) -> ReadableLogRecord:
+    if not packed:
+        return log
     record = copy.copy(log.log_record)
-    record.attributes = {key: value for key, value in attributes.items() if key not in packed}
-    return dataclasses.replace(log, log_record=record), b"".join(packed.values())
+    record.attributes = {key: value for key, value in (record.attributes or {}).items() if key not in packed}
+    return dataclasses.replace(log, log_record=record)
 
 
-def _log_row(log: ReadableLogRecord, otlp: bytes, pace: Pace) -> Row:
+def _log_row(log: ReadableLogRecord, otlp: bytes, packed: dict[str, Encoded], pace: Pace) -> Row:
     pace.rest()
     record = log.log_record
+    attributes = record.attributes or {}
+    texts = (f"{json_of(k)}:{packed[k][1] if k in packed else json_of(v)}" for k, v in attributes.items())
     body = record.body
     return (
         _time(record.timestamp or record.observed_timestamp),
@@ -273,8 +285,8 @@ def _log_row(log: ReadableLogRecord, otlp: bytes, pace: Pace) -> Row:
         format_trace_id(record.trace_id) if record.trace_id else None,
         format_span_id(record.span_id) if record.span_id else None,
         _step(record.attributes),
-        attributes_json(record.attributes),
-        otlp,
+        f"{{{','.join(texts)}}}",
+        otlp + b"".join(log_attribute(key, array) for key, (array, _) in packed.items()),
     )
 
 
