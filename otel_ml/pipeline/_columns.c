@@ -140,6 +140,24 @@ follow(PyObject *module, PyObject *args)
 }
 
 static PyObject *
+added(PyObject *module, PyObject *column)
+{
+    Py_buffer given;
+    if (look(column, 'q', &given) < 0)
+        return NULL;
+    const long long *values = given.buf;
+    Py_ssize_t count = length(&given);
+    long long total = 0, largest = count ? values[0] : 0;
+    for (Py_ssize_t n = 0; n < count; n++) {
+        total += values[n];
+        if (values[n] > largest)
+            largest = values[n];
+    }
+    PyBuffer_Release(&given);
+    return count ? Py_BuildValue("LL", total, largest) : PyErr_Format(PyExc_ValueError, "there is no value");
+}
+
+static PyObject *
 in_seconds(PyObject *module, PyObject *column)
 {
     Py_buffer given, view;
@@ -342,6 +360,7 @@ tally(PyObject *module, PyObject *args)
 static PyMethodDef functions[] = {
     {"combined", combined, METH_VARARGS, NULL},
     {"follow", follow, METH_VARARGS, NULL},
+    {"added", added, METH_O, NULL},
     {"in_seconds", in_seconds, METH_O, NULL},
     {"floats", floats, METH_O, NULL},
     {"extremes", extremes, METH_O, NULL},

@@ -8,7 +8,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
-from otel_ml.pipeline.columns import extremes, floats
+from otel_ml.pipeline.columns import added, extremes, floats
 from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class Durations:
         first = -self.count % self._stride
         self._kept.extend(values_ns[first :: self._stride])
         self.count += len(values_ns)
-        self.total += sum(values_ns)
-        longest = max(values_ns)
-        self.largest = max(self.largest, longest)
+        total, largest = added(values_ns)
+        self.total += total
+        self.largest = max(self.largest, largest)
         while len(self._kept) >= _KEPT:
             self._kept = self._kept[::2]
             self._stride *= 2
@@ -134,7 +134,7 @@ class Aggregate:
         totals.steps += count
         whole = block.starts[-1] - block.starts[0]
         for phase, spent in block.phases.items():
-            total = sum(spent)
+            total, _ = added(spent)
             self.phases[phase] = self.phases.get(phase, 0) + total
             if phase in _CATEGORIES:
                 self.time[_CATEGORIES[phase]] += total
@@ -212,7 +212,7 @@ class Aggregate:
         """Count several inferences."""
         self._spent(calls.starts[0], calls.ends[-1])
         self.calls.extend(calls.durations)
-        self.time["productive"] += sum(calls.durations)
+        self.time["productive"] += added(calls.durations)[0]
         samples = sum(calls.samples)
         if samples:
             self.totals.inference_samples = (self.totals.inference_samples or 0) + samples

@@ -21,7 +21,29 @@ if TYPE_CHECKING:
 
     Terms = tuple[tuple[int, bool, bool], ...]
 
-__all__ = ["AT_ONCE", "add_up", "combined", "extremes", "floats", "follow", "in_seconds", "rounded", "spread", "tally"]
+__all__ = [
+    "AT_ONCE",
+    "add_up",
+    "added",
+    "combined",
+    "extremes",
+    "floats",
+    "follow",
+    "in_seconds",
+    "rounded",
+    "spread",
+    "tally",
+]
+
+
+def _one_by_one(values: Iterable[float], start: float) -> float:
+    for value in values:
+        start += value
+    return start
+
+
+add_up: Callable[[Iterable[float], float], float] = _one_by_one if sys.version_info >= (3, 12) else sum
+"""Floats added from left to right, as `aggregate()` of the SDK does; since 3.12 `sum()` is more precise than that."""
 
 
 def _combined(starts: array[int], ends: array[int], cycle: int, count: int, terms: Terms) -> array[int]:
@@ -38,7 +60,11 @@ def _combined(starts: array[int], ends: array[int], cycle: int, count: int, term
 
 
 def _follow(ends: array[int], starts: array[int], gap: int) -> bool:
-    return all(start - end >= gap for end, start in zip(ends, starts[1:], strict=False))
+    return min(map(sub, starts[1:], ends), default=gap) >= gap
+
+
+def _added(values: array[int]) -> tuple[int, int]:
+    return sum(values), max(values)
 
 
 def _in_seconds(values_ns: array[int]) -> array[float]:
@@ -50,13 +76,13 @@ def _floats(values: Sequence[Any]) -> array[float] | None:
 
 
 def _extremes(values: array[float]) -> tuple[float, float, int]:
-    known = [v for v in values if isfinite(v)]
+    known: Sequence[float] = values if isfinite(sum(values)) else [v for v in values if isfinite(v)]
     return min(known, default=inf), max(known, default=-inf), len(values) - len(known)
 
 
 def _spread(values: array[float], stride: int) -> tuple[array[float], array[float], array[float]]:
     bins = [values[n : n + stride] for n in range(0, len(values), stride)]
-    means = [_add_up(b, 0.0) / len(b) for b in bins]
+    means = [add_up(b, 0.0) / len(b) for b in bins]
     return array("d", means), array("d", map(min, bins)), array("d", map(max, bins))
 
 
@@ -72,22 +98,13 @@ def _tally(values: array[float], bounds: tuple[float, ...], start: float) -> tup
         counts[bucket] += cut - done
         done = cut
     counts[last] += len(ordered) - done
-    return counts, _add_up(values, start), ordered[0], ordered[bisect_left(ordered, ordered[-1])]
-
-
-def _add_up(values: Sequence[float], start: float) -> float:
-    for value in values:
-        start += value
-    return start
+    return counts, add_up(values, start), ordered[0], ordered[bisect_left(ordered, ordered[-1])]
 
 
 _native: Any = load("otel_ml.pipeline._columns")
 
 AT_ONCE = 128 if _native is None else 1024
 """Steps of a column that are computed in about a tenth of a millisecond: the program may wait for all of it."""
-
-add_up: Callable[[Sequence[float], float], float] = _add_up if sys.version_info >= (3, 12) else sum
-"""Floats added from left to right, as `aggregate()` of the SDK does; since 3.12 `sum()` is more precise than that."""
 
 combined: Callable[[array[int], array[int], int, int, Terms], array[int]] = (
     _combined if _native is None else _native.combined
@@ -97,6 +114,9 @@ of the event at `j` from the cycle's first, added or subtracted."""
 
 follow: Callable[[array[int], array[int], int], bool] = _follow if _native is None else _native.follow
 """Whether each event starts at least this long after the end of the one before."""
+
+added: Callable[[array[int]], tuple[int, int]] = _added if _native is None else _native.added
+"""Their sum, and the largest. `ValueError` where there is none."""
 
 in_seconds: Callable[[array[int]], array[float]] = _in_seconds if _native is None else _native.in_seconds
 """Nanoseconds as seconds."""

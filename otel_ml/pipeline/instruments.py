@@ -21,6 +21,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 from otel_ml import errors, names
 from otel_ml.pipeline import bulk
+from otel_ml.pipeline.columns import AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Instruments"]
 
 # A flush of this many values takes about a millisecond, which the program may have to wait for.
-FLUSH_AT = 2048
+FLUSH_AT = 16 * AT_ONCE
 _KNOWN = 1000  # attribute sets whose series is remembered
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -47,7 +48,7 @@ class Records:
         self.points = points
         self.budget = Budget(rate, burst, started)
         self.thinned = False
-        self._columns: dict[str, Any] = {}  # each a list, or an array of floats
+        self._columns: dict[str, Any] = {}  # each a list or an array
         self._ends = array("q")
         self._context: Context | None = None  # of the last step taken alone
         self._logger: Any = None
@@ -85,12 +86,12 @@ class Records:
         before = len(self._ends)
         self._ends.extend(ends_ns)
         for key, values in columns.items():
-            known: Any = self._columns.get(key)
-            if known is None:
-                known = self._columns[key] = values[:0]
-            if type(known) is not type(values) or len(known) < before:
-                known = self._columns[key] = [*known, *[None] * (before - len(known))]
-            known.extend(values)
+            known: Any = self._columns.get(key, [])
+            if len(known) < before:
+                known = [*known, *[None] * (before - len(known))]
+            known, more = _alike(known, values)
+            known.extend(more)
+            self._columns[key] = known
         self._context = None
 
     @staticmethod
@@ -195,6 +196,29 @@ class Points(Records):
         self.steps([at_ns], {key: [value], names.STEP_NUMBER: [number]})
 
 
+def _alike(known: Any, values: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """Both as arrays of one kind, where one is an array and the other could be; else what is known as a list."""
+    if isinstance(values, array):
+        known = known if isinstance(known, array) else _as(values.typecode, known)
+    elif isinstance(known, array):
+        values = _as(known.typecode, values)
+    if isinstance(known, array) and (not isinstance(values, array) or known.typecode != values.typecode):
+        known = list(known)
+    return known, values
+
+
+def _as(code: str, values: Any) -> Any:
+    """An array of this kind, if they are such numbers throughout."""
+    if not values:
+        return array(code)
+    if code == "d":
+        return floats(values) or values
+    if set(map(type, values)) == {int}:
+        with suppress(OverflowError):
+            return array(code, values)
+    return values
+
+
 def _bytes_of(columns: dict[str, list[Any]]) -> int:
     """What they take at most; exactly, where that could be too much."""
     most = sum(map(len, columns.values())) * _CELL_BYTES
@@ -204,14 +228,16 @@ def _bytes_of(columns: dict[str, list[Any]]) -> int:
 def _thin(key: str, values: Any, stride: int) -> dict[str, list[Any]]:
     """Each `stride` steps of a column as one: means, and the spread of what matters; the first step's number."""
     if key == names.STEP_NUMBER:
-        return {key: values[::stride]}
-    column = values if type(values) is array else floats(values)
-    if column is not None:
-        return _told(key, *spread(column, stride))
+        return {key: list(values[::stride])}
+    if isinstance(values, array) and values.typecode == "d":
+        return _told(key, *spread(values, stride))
     count, short = -(-len(values) // stride), len(values) % stride
-    if count > 2 and values.count(values[0]) == len(values):  # it never changed: one bin, and the last, tell of all
+    if count > 2 and values == values[:1] * len(values):  # it never changed: one bin, and the last, tell of all
         two = _thin(key, values[: stride + (short or stride)], stride)
         return {name: [first] * (count - 1) + [last] for name, (first, last) in two.items()}
+    column = floats(values) if isinstance(values, list) else None
+    if column is not None:
+        return _told(key, *spread(column, stride))
     bins: list[list[Any]] = [values[n : n + stride] for n in range(0, len(values), stride)]
     if None in values:
         bins = [[v for v in b if v is not None] for b in bins]

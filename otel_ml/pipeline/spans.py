@@ -16,6 +16,7 @@ from otel_ml.core.context import recorders, roots
 from otel_ml.core.identity import run_trace_id, step_span_id, step_trace_id
 from otel_ml.errors import swallow
 from otel_ml.pipeline.budget import Budget, stride_for
+from otel_ml.pipeline.columns import added
 from otel_ml.pipeline.findings import Call
 from otel_ml.pipeline.ids import OneShotIds, RememberingSampler
 
@@ -204,7 +205,7 @@ class Spans:
         if self.allowed > 0:
             early = range(first, min(_FIRST, after)) if ordinal < _CROWD else ()
             chosen.update(early, range(first + -first % self.stride, after, self.stride))
-        if max(block.durations) > outlying:
+        if added(block.durations)[1] > outlying:
             late = (n for n, d in enumerate(block.durations, first) if d > outlying and n >= _FIRST)
             chosen.update(n for n in late if n not in chosen and self._outliers.take(1, block.starts[n - first + 1]))
         return [n - first for n in sorted(chosen)]

@@ -210,7 +210,7 @@ class Telemetry:
         columns: dict[str, Sequence[Any]] = {
             names.OUTCOME: ["ok"] * count,
             names.STEP_DURATION_S: durations,
-            names.STEP_MICRO_BATCHES: [block.micro_batches] * count,
+            names.STEP_MICRO_BATCHES: array("q", (block.micro_batches,)) * count,
         }
         columns.update({f"{names.STEP_PHASE}.{phase}": spent for phase, spent in phases.items()})
         for number, losses in block.losses.items():
@@ -241,7 +241,7 @@ class Telemetry:
                 columns[key] = amounts
         if block.epoch is not None:
             columns[names.EPOCH_NUMBER] = [block.epoch] * count
-        columns[names.STEP_NUMBER] = list(range(block.first, block.first + count))
+        columns[names.STEP_NUMBER] = array("q", range(block.first, block.first + count))
         instruments.set(names.RUN_PROGRESS, self.anchor.unix(block.starts[-1]) / 1e9, None)
         self.records.steps(block.starts[1:], columns)
 

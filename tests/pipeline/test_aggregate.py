@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from typing import Any
 
 import pytest
@@ -129,8 +130,9 @@ def test_optimizers_have_a_curve_each() -> None:
 @pytest.mark.parametrize("losses", [[3.0, 1.0, 2.0, 1.0], [3.0, math.nan, 2.0, math.inf]], ids=["finite", "not"])
 def test_a_block_counts_as_its_steps_do(losses: list[float]) -> None:
     """A block of steady steps leaves the same totals as its steps one by one."""
-    starts = [STARTED + n * SECOND for n in range(5)]
-    phases = {"data_wait": [SECOND // 4] * 4, "forward": [SECOND // 2] * 4, "residual": [SECOND // 4] * 4}
+    starts = array("q", (STARTED + n * SECOND for n in range(5)))
+    shares = {"data_wait": 4, "forward": 2, "residual": 4}
+    phases = {name: array("q", (SECOND // share,)) * 4 for name, share in shares.items()}
     rest: dict[str, Any] = {
         "tokens": [64] * 4,
         "scalars": {},
@@ -141,8 +143,8 @@ def test_a_block_counts_as_its_steps_do(losses: list[float]) -> None:
         "_roots": 1,
     }
     block = Block(
-        first=7, starts=starts, durations=[SECOND] * 4, phases=phases, losses={0: [*losses]}, learning_rates={},
-        grad_norms=[0.5, math.inf, 0.5, 0.5], samples=[8] * 4, **rest,
+        first=7, starts=starts, durations=array("q", (SECOND,)) * 4, phases=phases, losses={0: [*losses]},
+        learning_rates={}, grad_norms=[0.5, math.inf, 0.5, 0.5], samples=[8] * 4, **rest,
     )  # fmt: skip
     as_block, one_by_one = aggregate(), aggregate()
     as_block.block(block, {})
@@ -172,7 +174,7 @@ def test_durations_in_lists_are_durations_one_by_one(lists: list[list[int]]) -> 
     """However they come, count, sum, maximum and quantiles are those of all values."""
     singly, together = Durations(), Durations()
     for values in lists:
-        together.extend(values)
+        together.extend(array("q", values))
         for value in values:
             singly.add(value)
     every = sorted(value for values in lists for value in values)
@@ -188,7 +190,7 @@ def test_durations_in_lists_are_durations_one_by_one(lists: list[list[int]]) -> 
 def test_a_million_durations_take_the_room_of_65_536() -> None:
     """Beyond 65,536 values, evenly spaced ones are kept: the same whether they came singly or in lists."""
     count, most = 1_000_000, 65_536
-    values = [(n * 7919) % 1_000_003 for n in range(count)]
+    values = array("q", ((n * 7919) % 1_000_003 for n in range(count)))
     singly, together = Durations(), Durations()
     for value in values:
         singly.add(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import asdict
 from operator import sub
 from typing import Any
@@ -82,12 +83,12 @@ def test_training_has_no_calls_ahead() -> None:
 
 def test_totals_are_the_same() -> None:
     """Counted together or one by one, calls make the same totals."""
-    starts = [1_000_000 * n for n in range(1, 101)]
-    ends = [start + 400_000 + 1_000 * n for n, start in enumerate(starts)]
+    starts = array("q", (1_000_000 * n for n in range(1, 101)))
+    ends = array("q", (start + 400_000 + 1_000 * n for n, start in enumerate(starts)))
     samples = [8 * (n % 3) for n in range(100)]
     one, several = (Aggregate(RunTotals(), 0) for _ in range(2))
     for start, end, size in zip(starts, ends, samples, strict=True):
         one.call(Call(start, end, 0, size or None))
-    several.calls_of(Calls(0, starts, ends, list(map(sub, ends, starts)), samples))
+    several.calls_of(Calls(0, starts, ends, array("q", map(sub, ends, starts)), samples))
 
     assert asdict(one.fill(ends[-1])) == asdict(several.fill(ends[-1]))

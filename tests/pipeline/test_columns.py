@@ -72,6 +72,11 @@ def test_extremes() -> None:
     assert columns.extremes(real()) == (math.inf, -math.inf, 0)
 
 
+def test_added() -> None:
+    """The sum of nanoseconds, and the largest."""
+    assert columns.added(whole(3, -1, 2)) == (4, 3)
+
+
 def test_spread() -> None:
     """Each bin's mean, least and largest, the last bin's of as many as there are; a NaN is what Python makes of it."""
     told = columns.spread(real(1.0, 3.0, 2.0, 5.0, 4.0), 2)
@@ -111,9 +116,10 @@ def test_follow_alike(ends: list[int], starts: list[int], gap: int) -> None:
 
 
 @needs_compiled
-@given(values=st.lists(st.integers(-(1 << 62), 1 << 62)))
-def test_seconds_alike(values: list[int]) -> None:
-    """C and Python divide nanoseconds to the same bit."""
+@given(values=st.lists(st.integers(-(1 << 56), 1 << 56), min_size=1))
+def test_instants_alike(values: list[int]) -> None:
+    """C and Python add nanoseconds, and divide them to the same bit."""
+    assert COMPILED.added(whole(*values)) == columns._added(whole(*values))
     assert bits(COMPILED.in_seconds(whole(*values))) == bits(columns._in_seconds(whole(*values)))
 
 
@@ -153,6 +159,8 @@ def test_tally_alike(values: list[float], bounds: tuple[float, ...], start: floa
         ("combined", (whole(1), whole(2), 1, 1, (7,)), TypeError),
         ("combined", (whole(1), whole(2), 1, 1), TypeError),
         ("follow", (whole(1), [2], 1), TypeError),
+        ("added", (whole(),), ValueError),
+        ("added", (real(1.0),), TypeError),
         ("in_seconds", (["1"],), TypeError),
         ("in_seconds", (array("i", [1]),), TypeError),
         ("floats", ((1.0,),), TypeError),
