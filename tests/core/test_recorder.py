@@ -7,12 +7,14 @@ import threading
 import weakref
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_ml.core import recorder as r
 from otel_ml.core.context import Registry, recorders
-from otel_ml.core.recorder import WIDTH, Recorder, Recorders
+from otel_ml.core.native import load
+from otel_ml.core.recorder import WIDTH, Recorder, Recorders, instants
 from otel_ml.testing import FakeClock, capture
 from tests.loops import train
 
@@ -42,6 +44,73 @@ def test_a_full_recorder_counts_what_it_loses(limit: int, work: list[int]) -> No
         assert len(recorder.buffer) <= limit * WIDTH
         taken += events(recorder.take())
     assert (taken, recorder.taken, recorder.dropped) == (kept, len(kept), lost)
+
+
+NUMBER = st.integers(-(1 << 63), (1 << 63) - 1)
+BOUND = st.one_of(st.none(), st.integers(-30, 30))
+
+
+@given(
+    flat=st.lists(st.tuples(st.integers(0, 40), NUMBER, NUMBER, st.none(), st.floats(allow_nan=False))),
+    bounds=st.tuples(BOUND, BOUND, BOUND.filter(lambda step: step != 0)),
+)
+def test_a_buffer_looks_like_a_flat_list(flat: list[tuple[Any, ...]], bounds: tuple[int | None, ...]) -> None:
+    """Whatever keeps the events, they are read as a list of five slots each, and so is what was taken."""
+    recorder = Recorder(len(flat) + 1)
+    for event in flat:
+        recorder.record(*event)
+    slots = [slot for event in flat for slot in event]
+    place = slice(*bounds)
+    assert (len(recorder.buffer), recorder.buffer[:], recorder.buffer[place]) == (len(slots), slots, slots[place])
+    recorder.extend((r.STEP, 1, 2, None, 3))
+    chunk = recorder.take()
+    assert chunk[:] == [*slots, r.STEP, 1, 2, None, 3]
+    assert (chunk[0], chunk[-5], chunk[-1]) == ((slots or [r.STEP])[0], r.STEP, 3)
+    assert instants(chunk, 1, len(chunk)).tolist() == [*slots[1::WIDTH], 1]
+    assert instants(chunk, 2, len(chunk)).tolist() == [*slots[2::WIDTH], 2]
+    assert (len(recorder.buffer), len(recorder.take())) == (0, 0)
+    for beyond in (len(chunk), -len(chunk) - 1):
+        with pytest.raises(IndexError):
+            chunk[beyond]
+
+
+def test_what_was_taken_is_let_go() -> None:
+    """A value lives as long as its event is kept: in the buffer, then in what was taken."""
+
+    class Value:
+        """Something that can be seen to go."""
+
+    def alive() -> list[bool]:
+        return [reference() is not None for reference in references]
+
+    recorder, values = Recorder(10), [Value(), Value(), Value()]
+    references = [weakref.ref(value) for value in values]
+    recorder.record(r.STEP, 1, 2, values[0], values[1])
+    recorder.extend((r.STEP, 1, 2, None, values[2]))
+    values.clear()
+    assert alive() == [True] * 3
+    chunk = recorder.take()
+    assert alive() == [True] * 3
+    del chunk
+    assert alive() == [False] * 3
+    recorder.record(r.STEP, 1, 2, Value())
+    references = [weakref.ref(recorder.buffer[3])]
+    recorder.restart(10)
+    assert alive() == [False]
+
+
+@pytest.mark.skipif(load("otel_ml.core._recorder") is None, reason="nothing is compiled here")
+@pytest.mark.parametrize("event", [("x", 1, 2), (1, None, 2), (1, 2, 1.5), (1, 1 << 63, 2)], ids=str)
+def test_what_is_no_event(event: tuple[Any, ...]) -> None:
+    """A code and instants that are no whole numbers of 64 bits are refused where they do not fit, and lose nothing."""
+    recorder = Recorder(10)
+    recorder.record(r.STEP, 1, 2)
+    for refused in (recorder.record, lambda *slots: recorder.extend((*slots, None, None))):
+        with pytest.raises((TypeError, OverflowError)):
+            refused(*event)
+    with pytest.raises(TypeError):
+        recorder.extend((1, 2, 3))
+    assert (recorder.take()[:], recorder.dropped) == ([r.STEP, 1, 2, None, None], 0)
 
 
 def test_threads_write_while_one_reads() -> None:
