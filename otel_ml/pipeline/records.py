@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk._logs import Logger, ReadWriteLogRecord
 
 from otel_ml import names
 from otel_ml.pipeline.budget import Budget, stride_for
@@ -62,17 +63,15 @@ class Records:
         severity: SeverityNumber = SeverityNumber.INFO,
     ) -> None:  # fmt: skip
         """Emit one event now."""
-        self._logger.emit(
-            LogRecord(
-                timestamp=self.anchor.unix(at_ns),
-                context=context,
-                severity_number=severity,
-                severity_text=severity.name,
-                body=body,
-                attributes={k: v for k, v in attributes.items() if v is not None},
-                event_name=name,
-            )
+        record = LogRecord(
+            timestamp=self.anchor.unix(at_ns),
+            context=context,
+            severity_number=severity,
+            severity_text=severity.name,
+            body=body,
+            event_name=name,
         )
+        _emit(self._logger, record, {k: v for k, v in attributes.items() if v is not None})
 
     def step(self, end_ns: int, attributes: Mapping[str, Any], context: Context | None) -> None:
         """Take one step's record; it leaves with the next `flush()`."""
@@ -144,12 +143,12 @@ class Records:
             columns = thinned
             ends = ends[stride - 1 :: stride]
         for first in range(0, len(ends), _BATCH):
-            part = {k: list(v[first : first + _BATCH]) for k, v in columns.items()}
+            part = {k: v[first : first + _BATCH] for k, v in columns.items()}
             self._batch(ends[first : first + _BATCH], part, stride)
             rest()
 
-    def _batch(self, ends: Sequence[int], columns: dict[str, list[Any]], stride: int) -> None:
-        columns = {k: v for k, v in columns.items() if v.count(None) < len(v)}
+    def _batch(self, ends: Sequence[int], columns: dict[str, Sequence[Any]], stride: int) -> None:
+        columns = {k: v for k, v in columns.items() if isinstance(v, array) or v.count(None) < len(v)}
         if len(ends) == 1 and stride == 1:
             only = {k: v[0] for k, v in columns.items()}
             if names.STEP_NUMBER in only:
@@ -196,6 +195,38 @@ class Points(Records):
         self.steps([at_ns], {key: [value], names.STEP_NUMBER: [number]})
 
 
+def _emit(logger: Any, record: LogRecord, attributes: dict[str, Any]) -> None:
+    """Emit a record with these attributes.
+
+    The SDK looks at each value of a column, under the interpreter lock, and makes a tuple of them. Of columns that hold
+    nothing but what it lets pass we make that tuple, and give it the record as it would have made it.
+    """
+    columns = {k: tuple(v) for k, v in attributes.items() if isinstance(v, (list, array))}
+    limits = getattr(logger, "_log_record_limits", None)  # of the SDK's own; where one is set, that is its business
+    most = getattr(limits, "max_log_record_attributes", 0)
+    if (
+        not columns
+        or type(logger) is not Logger
+        or (most is not None and len(attributes) > most)
+        or getattr(limits, "max_log_record_attribute_length", 0) is not None
+        or not all(map(_as_it_is, columns.values()))
+    ):
+        record.attributes = {**attributes, **columns}
+        logger.emit(record)
+        return
+    record.attributes = {k: v for k, v in attributes.items() if k not in columns}
+    ready = ReadWriteLogRecord(record, logger.resource, logger.instrumentation_scope, limits)
+    record.attributes = {k: columns[k] if k in columns else record.attributes[k] for k in attributes}
+    logger.emit(ready)
+
+
+_LET_PASS = {float, int, str, bool, type(None)}
+
+
+def _as_it_is(values: tuple[Any, ...]) -> bool:
+    return set(map(type, values)) <= _LET_PASS
+
+
 def _alike(known: Any, values: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     """Both as arrays of one kind, where one is an array and the other could be; else what is known as a list."""
     if isinstance(values, array):
@@ -219,10 +250,10 @@ def _as(code: str, values: Any) -> Any:
     return values
 
 
-def _bytes_of(columns: dict[str, list[Any]]) -> int:
+def _bytes_of(columns: dict[str, Sequence[Any]]) -> int:
     """What they take at most; exactly, where that could be too much."""
     most = sum(map(len, columns.values())) * _CELL_BYTES
-    return len(json.dumps(columns)) if most > _BATCH_BYTES else most
+    return len(json.dumps(columns, default=list)) if most > _BATCH_BYTES else most
 
 
 def _thin(key: str, values: Any, stride: int) -> dict[str, list[Any]]:
