@@ -202,7 +202,7 @@ def _emit(logger: Any, record: LogRecord, attributes: dict[str, Any]) -> None:
     nothing but what it lets pass we make that tuple, and give it the record as it would have made it.
     """
     columns = {k: tuple(v) for k, v in attributes.items() if isinstance(v, (list, array))}
-    limits = getattr(logger, "_log_record_limits", None)  # of the SDK's own; where one is set, that is its business
+    limits: Any = getattr(logger, "_log_record_limits", None)  # of the SDK's own; what one cuts is its business
     most = getattr(limits, "max_log_record_attributes", 0)
     if (
         not columns
@@ -217,7 +217,7 @@ def _emit(logger: Any, record: LogRecord, attributes: dict[str, Any]) -> None:
     record.attributes = {k: v for k, v in attributes.items() if k not in columns}
     ready = ReadWriteLogRecord(record, logger.resource, logger.instrumentation_scope, limits)
     record.attributes = {k: columns[k] if k in columns else record.attributes[k] for k in attributes}
-    logger.emit(ready)
+    logger.emit(ready)  # type: ignore[arg-type]  # it takes both, and says one
 
 
 _LET_PASS = {float, int, str, bool, type(None)}

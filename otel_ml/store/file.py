@@ -3,10 +3,14 @@
 What SQLite holds in memory hides what others do to the file: a write can succeed after the
 file was deleted, moved or overwritten. So it is looked at before each write. Called by the
 writer under its lock; imports SQLite at the first open only.
+
+Every system call and every statement lets go of the interpreter lock and has to wait for it
+again, while the program runs into us. So there are few of them.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -21,7 +25,7 @@ from otel_ml.store.schema import SUFFIX, TAILS, boot_and_start, insert, migrate,
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["BUSY_S", "StoreFile", "bytes_of", "is_damaged", "is_network"]
+__all__ = ["BUSY_S", "StoreFile", "bytes_of", "empty", "is_damaged", "is_network"]
 
 BUSY_S = 1.0  # how long a write waits for a reader of a rollback-journal file
 MAGIC = b"SQLite format 3\0"
@@ -59,6 +63,7 @@ class StoreFile:
         folder = run_folder(directory, run_id)
         folder.mkdir(mode=0o700, exist_ok=True)
         self.path = _create(folder, attributes.get(names.RANK), started_unix_ns)
+        self._name = str(self.path)
         self.connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             _immortal(self.connection)
@@ -67,7 +72,7 @@ class StoreFile:
             self._page = int(self.connection.execute("PRAGMA page_size").fetchone()[0])
             self.connection.execute(f"PRAGMA wal_autocheckpoint = {max(1, wal_bytes // self._page)}")
             self.connection.execute(f"PRAGMA journal_size_limit = {wal_bytes}")
-            migrate(self.connection)
+            empty().backup(self.connection)
             _introduce(self.connection, run_id, attributes, started_unix_ns)
             # Kept open as long as the connection: closing any descriptor of a file gives up the process's locks on it.
             self._descriptor = os.open(self.path, os.O_RDONLY)
@@ -79,7 +84,7 @@ class StoreFile:
 
     def is_there(self) -> bool:
         """Whether it is still where it was."""
-        return self.path.exists()
+        return os.path.exists(self._name)  # noqa: PTH110 - asked before each write
 
     def is_whole(self) -> bool:
         """Whether it still begins as such a file does."""
@@ -87,8 +92,8 @@ class StoreFile:
 
     def bytes_held(self) -> int:
         """What its pages hold that are in use."""
-        total = int(self.connection.execute("PRAGMA page_count").fetchone()[0])
-        return (total - int(self.connection.execute("PRAGMA freelist_count").fetchone()[0])) * self._page
+        pages = "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
+        return int(self.connection.execute(pages).fetchone()[0]) * self._page
 
     def roll_back(self) -> bool:
         """Undo what was begun; False where the file cannot even do that."""
@@ -121,6 +126,16 @@ class StoreFile:
         return complaint
 
 
+@functools.cache
+def empty() -> sqlite3.Connection:
+    """A database in memory that has all tables: copied in one go, where to make them takes a hundred steps."""
+    import sqlite3
+
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    migrate(connection)
+    return connection
+
+
 def bytes_of(path: Path) -> int:
     """What a file and its journal hold; 0 where there is none."""
     return sum(_size(f"{path}{tail}") for tail in TAILS)
@@ -144,12 +159,18 @@ def is_network(folder: Path, mounts: str) -> bool:
     `mounts` is the text of `/proc/mounts`; empty where there is none, then nothing counts as shared.
     """
     best, kind = -1, ""
-    for line in mounts.splitlines():
-        fields = line.split(" ")
+    mounted = [line.split(" ") for line in mounts.splitlines()]
+    if not any(_is_shared(fields[2]) for fields in mounted if len(fields) > 2):
+        return False
+    for fields in mounted:
         if len(fields) > 2:
             point = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[1]))  # a space is \040
             if len(point.parts) >= best and folder.is_relative_to(point):
                 best, kind = len(point.parts), fields[2]
+    return _is_shared(kind)
+
+
+def _is_shared(kind: str) -> bool:
     return kind in NETWORK or kind.startswith("fuse.")
 
 

@@ -30,6 +30,7 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from otel_ml import names
+from otel_ml.store.alike import Alike, otlp
 from otel_ml.store.packed import LONG, encoded, log_attribute
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ INT64 = 1 << 63
 Row = tuple[Any, ...]
 
 _TOGETHER = 4  # records encoded between two looks at the clock
+_HEADS = 32
 
 
 @dataclasses.dataclass
@@ -118,22 +120,29 @@ def _number(value: float | None) -> float | str | None:
     return "nan" if value is not None and math.isnan(value) else value
 
 
-def _origin(
-    resource: Resource,
-    scope: InstrumentationScope | None,
-    resource_otlp: bytes,
-    scope_otlp: bytes,
-    rows: list[Row],
-    known_by: list[Any],
-) -> Origin:
-    return Origin(
-        (resource.schema_url, attributes_json(resource.attributes), resource_otlp),
-        ("", None, None, "{}", scope_otlp)
-        if scope is None
-        else (scope.name, scope.version, scope.schema_url, attributes_json(scope.attributes), scope_otlp),
-        rows,
-        known_by,
-    )
+_heads: dict[tuple[int, int], tuple[Any, Any, Row, Row]] = {}
+_alike = Alike()
+
+
+def _head(
+    resource: Resource, scope: InstrumentationScope | None, messages: Callable[[], tuple[Any, Any]]
+) -> tuple[Row, Row]:
+    """A resource and a scope as rows, from both as they are sent; of those met last they are kept, with the objects."""
+    known = _heads.get((id(resource), id(scope)))
+    if known is None:
+        resource_otlp, scope_otlp = (message.SerializeToString() for message in messages())
+        known = (
+            resource,
+            scope,
+            (resource.schema_url, attributes_json(resource.attributes), resource_otlp),
+            ("", None, None, "{}", scope_otlp)
+            if scope is None
+            else (scope.name, scope.version, scope.schema_url, attributes_json(scope.attributes), scope_otlp),
+        )
+        if len(_heads) >= _HEADS:
+            _heads.clear()
+        _heads[id(resource), id(scope)] = known
+    return known[2:]
 
 
 def span_known_by(span: ReadableSpan) -> tuple[int, int]:
@@ -183,19 +192,47 @@ def _encode_spans(records: Sequence[ReadableSpan], pace: Pace) -> tuple[list[Ori
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
     def encode(spans: list[ReadableSpan]) -> Origin:
-        message = encode_spans(spans).resource_spans[0]
-        inner = message.scope_spans[0]
-        rows = [_span_row(span, sent.SerializeToString()) for span, sent in zip(spans, inner.spans, strict=True)]
-        resource = message.resource.SerializeToString()
-        scope = inner.scope.SerializeToString()
-        known_by = [span_known_by(span) for span in spans]
-        return _origin(spans[0].resource, spans[0].instrumentation_scope, resource, scope, rows, known_by)
+        keys = [_alike.of(span) for span in spans]
+        singular = [span for span, (_, shared) in zip(spans, keys, strict=True) if shared is None]
+        messages = encode_spans(singular).resource_spans[0].scope_spans[0].spans if singular else ()
+        sent = iter(messages)
+        rows = []
+        for span, (key, shared) in zip(spans, keys, strict=True):
+            if shared is not None:
+                rows.append((*_span_head(span), *shared[1], otlp(span, shared[0])))
+                continue
+            message = next(sent)
+            tail = _span_tail(span)
+            rows.append((*_span_head(span), *tail, message.SerializeToString()))
+            if key is not None:
+                _alike.keep(key, message, tail)
+        resource, scope = spans[0].resource, spans[0].instrumentation_scope
+
+        def heads() -> tuple[Any, Any]:
+            whole = encode_spans(spans[:1]).resource_spans[0]
+            return whole.resource, whole.scope_spans[0].scope
+
+        return Origin(*_head(resource, scope, heads), rows, [span_known_by(span) for span in spans])
 
     return _grouped(records, encode, pace)
 
 
-def _span_row(span: ReadableSpan, otlp: bytes) -> Row:
+def _span_head(span: ReadableSpan) -> Row:
+    """A span's columns up to `end_unix_ns`."""
     context = span.context
+    return (
+        format_trace_id(context.trace_id),
+        format_span_id(context.span_id),
+        None if span.parent is None else format_span_id(span.parent.span_id),
+        span.name,
+        span.kind.name.lower(),
+        _time(span.start_time),
+        _time(span.end_time),
+    )
+
+
+def _span_tail(span: ReadableSpan) -> Row:
+    """The columns after it, without `otlp`."""
     links = [
         {
             "trace_id": format_trace_id(link.context.trace_id),
@@ -209,20 +246,12 @@ def _span_row(span: ReadableSpan, otlp: bytes) -> Row:
         for event in span.events
     ]
     return (
-        format_trace_id(context.trace_id),
-        format_span_id(context.span_id),
-        None if span.parent is None else format_span_id(span.parent.span_id),
-        span.name,
-        span.kind.name.lower(),
-        _time(span.start_time),
-        _time(span.end_time),
         span.status.status_code.name.lower(),
         span.status.description,
         _step(span.attributes),
         attributes_json(span.attributes),
         json_of(links),
         json_of(events),
-        otlp,
     )
 
 
@@ -239,10 +268,8 @@ def _encode_logs(records: Sequence[ReadableLogRecord], pace: Pace) -> tuple[list
             _log_row(log, sent.SerializeToString(), packed, pace)
             for log, sent, packed in zip(logs, inner.log_records, columns, strict=True)
         ]
-        resource = message.resource.SerializeToString()
-        scope = inner.scope.SerializeToString()
-        known_by = [log_known_by(log) for log in logs]
-        return _origin(logs[0].resource, logs[0].instrumentation_scope, resource, scope, rows, known_by)
+        heads = _head(logs[0].resource, logs[0].instrumentation_scope, lambda: (message.resource, inner.scope))
+        return Origin(*heads, rows, [log_known_by(log) for log in logs])
 
     return _grouped(records, encode, pace)
 
@@ -313,8 +340,7 @@ def _encode_scope(outer: ResourceMetrics, inner: ScopeMetrics, singles: list[Met
     message = encode_metrics(MetricsData([dataclasses.replace(outer, scope_metrics=[scope])])).resource_metrics[0]
     sent = message.scope_metrics[0]
     rows = [_point_row(metric, one.SerializeToString()) for metric, one in zip(singles, sent.metrics, strict=True)]
-    resource = message.resource.SerializeToString()
-    return _origin(outer.resource, inner.scope, resource, sent.scope.SerializeToString(), rows, [])
+    return Origin(*_head(outer.resource, inner.scope, lambda: (message.resource, sent.scope)), rows, [])
 
 
 def _point_row(metric: Metric, otlp: bytes) -> Row:

@@ -12,6 +12,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -154,10 +155,12 @@ def m002_deliveries(connection: sqlite3.Connection) -> None:
     )
 
 
-def insert(table: str, *, numbered: bool = False) -> str:
-    """The INSERT for one row of `table`, values in the order of `COLUMNS`; `numbered`, the row's own id comes first."""
+@functools.cache
+def insert(table: str, *, numbered: bool = False, rows: int = 1) -> str:
+    """The INSERT for rows of `table`, values in the order of `COLUMNS`; `numbered`, each row's own id comes first."""
     columns = (*(("id",) if numbered else ()), *COLUMNS[table])
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - constants
+    values = ", ".join([f"({', '.join('?' * len(columns))})"] * rows)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {values}"  # noqa: S608 - constants
 
 
 def run_slug(run_id: str) -> str:
