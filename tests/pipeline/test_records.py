@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +94,49 @@ def test_several_steps_are_columns() -> None:
         names.STEP_STRIDE: 1, names.STEP_NUMBER: [0, 1, 2, 3],
     }  # fmt: skip
     assert curve.told() == [(names.EVENT_STEPS, 4 * MILLISECOND, columns)]
+
+
+class Told:
+    """A logger that is not the SDK's own, in front of one that is."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def emit(self, record: Any) -> None:
+        """Pass a record on."""
+        self._logger.emit(record)
+
+
+@pytest.mark.filterwarnings("ignore:Log record attributes were dropped due to limits")
+@pytest.mark.parametrize("most", [None, "3"])
+@pytest.mark.parametrize("longest", [None, "1"])
+def test_a_record_is_what_the_sdk_makes_of_it(
+    monkeypatch: pytest.MonkeyPatch, most: str | None, longest: str | None
+) -> None:
+    """Whether or not the SDK is spared a look at each value: the same values and types, and the limits that are set."""
+    for name, value in (("COUNT", most), ("VALUE_LENGTH", longest)):
+        if value is not None:
+            monkeypatch.setenv(f"OTEL_LOGRECORD_ATTRIBUTE_{name}_LIMIT", value)
+    sent = []
+    for wrap in (lambda logger: logger, Told):
+        memory = InMemoryLogRecordExporter()
+        provider = LoggerProvider(shutdown_on_exit=False)
+        provider.add_log_record_processor(SimpleLogRecordProcessor(memory))
+        records = Records(Still(), rate=RATE, burst=BURST, started=0)
+        records.use(wrap(provider.get_logger("test", "1")))
+        for number, loss in enumerate((1.5, "text", Path("x"), math.nan, True, None, 2)):
+            records.step(number * MILLISECOND, {**step(number), LOSS: loss}, None)
+        records.flush(SECOND)
+        (log,) = memory.get_finished_logs()
+        record = log.log_record
+        sent.append(
+            (
+                repr(dict(record.attributes or {})), record.event_name, record.body, record.timestamp,
+                record.severity_number, log.instrumentation_scope, log.resource, log.dropped_attributes,
+            )
+        )  # fmt: skip
+    assert sent[0] == sent[1]
+    assert sent[0][-1] == (0 if most is None else 3)
 
 
 def test_a_short_run_is_exact() -> None:

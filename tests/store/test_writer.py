@@ -175,6 +175,17 @@ def test_two_writers_of_one_process_have_a_file_each(program: Callable[..., Prog
 # --- the rows -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 200])
+def test_rows_are_in_the_order_they_came(program: Callable[..., Program], runs: Path, count: int) -> None:
+    """However many rows one export has, they are numbered from one in the order of their records."""
+    one = program()
+    for number in range(count):
+        one.span(f"s{number}")
+    one.end()
+
+    assert rows(only(runs), "spans", "id", "name") == [(number + 1, f"s{number}") for number in range(count)]
+
+
 def test_span_row_holds_its_columns_and_its_otlp_bytes(program: Callable[..., Program], runs: Path) -> None:
     """A span's columns and bytes tell the same, and resource and scope are stored once."""
     one = program()
@@ -405,8 +416,11 @@ def age(folder: Path, seconds: float) -> None:
         os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_total_cap_deletes_the_oldest_finished_runs(program: Callable[..., Program], runs: Path) -> None:
-    """A new run makes room by deleting the oldest finished runs, never a live one, and counts them."""
+@pytest.mark.parametrize("prepared", [False, True])
+def test_total_cap_deletes_the_oldest_finished_runs(
+    program: Callable[..., Program], runs: Path, prepared: bool
+) -> None:
+    """Once it writes, a new run makes room by deleting the oldest finished runs, never a live one, and counts them."""
     for number, run_id in enumerate(["oldest", "older", "old"]):
         ended_run(program, run_id, 200_000)
         age(runs / run_id, 1000 - number)
@@ -415,7 +429,11 @@ def test_total_cap_deletes_the_oldest_finished_runs(program: Callable[..., Progr
     live.flush()
     age(runs / "live", 5000)
     room = sum(path.stat().st_size for name in ("live", "old") for path in (runs / name).iterdir())
-    one = program("new", total_bytes=room + 300_000)
+    one = program("new", total_bytes=room + 300_000, gate=False)
+    if prepared:
+        one.writer.prepare()
+    assert sorted(path.name for path in runs.iterdir()) == ["live", "old", "older", "oldest"]
+    one.writer.open_gate()
     one.span("a")
     one.end()
 
