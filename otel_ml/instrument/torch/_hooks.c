@@ -13,8 +13,8 @@ enum { FORWARD = 3, FORWARD_NOGRAD = 4, BACKWARD = 5, ZERO_GRAD = 6, STEP = 7, O
 enum { FAILED = -2, UNKNOWN = -1 };
 enum { MOST = 8 };
 
-static PyObject *name_call_impl, *name_shape, *name_is_floating_point, *name_numel, *name_is_cpu, *name_ndim, *name_item,
-    *name_tensors, *name_param_groups, *name_lr;
+static PyObject *name_call_impl, *name_shape, *name_dtype, *name_is_floating_point, *name_numel, *name_is_cpu, *name_ndim,
+    *name_item, *name_tensors, *name_param_groups, *name_lr;
 
 /* --- one callable with what it needs ---------------------------------------------------- */
 
@@ -30,6 +30,8 @@ typedef struct {
     vectorcallfunc vectorcall;
     PyObject *given[MOST];
     Met met;
+    PyObject *dtype; /* met last */
+    int floating;    /* whether it is one of floats */
 } Hook;
 
 static PyTypeObject *hook_type;
@@ -51,6 +53,7 @@ Hook_dealloc(Hook *self)
     for (int i = 0; i < MOST; i++)
         Py_XDECREF(self->given[i]);
     Py_XDECREF(self->met.number);
+    Py_XDECREF(self->dtype);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -83,6 +86,8 @@ make(vectorcallfunc body, PyObject *const *args, Py_ssize_t count, Py_ssize_t ne
         return NULL;
     self->vectorcall = body;
     self->met = (Met){NULL, NULL, 0};
+    self->dtype = NULL;
+    self->floating = 0;
     for (int i = 0; i < MOST; i++) {
         self->given[i] = i < count ? args[i] : NULL;
         Py_XINCREF(self->given[i]);
@@ -224,6 +229,28 @@ are_call(PyObject *const *args, size_t flagged, PyObject *names, Py_ssize_t befo
 
 enum { F_NUMBERS, F_NUMBER_OF, F_TENSOR, F_IS_GRAD_ENABLED, F_IS_TRACED, F_MODES, F_COMPILED, F_COUNT };
 
+/* Whether a tensor holds floats, which its dtype says: of the one met last that is known. -1 with an error. */
+static int
+is_floating(Hook *self, PyObject *tensor)
+{
+    PyObject *dtype = PyObject_GetAttr(tensor, name_dtype);
+    if (dtype == NULL)
+        return -1;
+    if (dtype == self->dtype) {
+        Py_DECREF(dtype);
+        return self->floating;
+    }
+    PyObject *floating = PyObject_GetAttr(dtype, name_is_floating_point);
+    if (floating == NULL) {
+        Py_DECREF(dtype);
+        return -1;
+    }
+    self->floating = floating == Py_True;
+    Py_DECREF(floating);
+    Py_XSETREF(self->dtype, dtype);
+    return self->floating;
+}
+
 /* samples | tokens << 32 of a call's first argument, a new reference; NULL without an error where it tells none. */
 static PyObject *
 size_of(Hook *self, PyObject *first)
@@ -235,18 +262,14 @@ size_of(Hook *self, PyObject *first)
     if (shape != NULL && PyTuple_Check(shape) && PyTuple_GET_SIZE(shape)) {
         size = PyTuple_GET_ITEM(shape, 0);
         Py_INCREF(size);
-        if (PyTuple_GET_SIZE(shape) == 2) {
-            PyObject *floating = PyObject_CallMethodNoArgs(first, name_is_floating_point);
-            if (floating == Py_False) {
-                PyObject *tokens = PyObject_CallMethodNoArgs(first, name_numel);
-                PyObject *by = PyLong_FromLong(32);
-                PyObject *high = tokens == NULL || by == NULL ? NULL : PyNumber_Lshift(tokens, by);
-                Py_SETREF(size, high == NULL ? NULL : PyNumber_Or(size, high));
-                Py_XDECREF(tokens);
-                Py_XDECREF(by);
-                Py_XDECREF(high);
-            }
-            Py_XDECREF(floating);
+        if (PyTuple_GET_SIZE(shape) == 2 && is_floating(self, first) == 0) {
+            PyObject *tokens = PyObject_CallMethodNoArgs(first, name_numel);
+            PyObject *by = PyLong_FromLong(32);
+            PyObject *high = tokens == NULL || by == NULL ? NULL : PyNumber_Lshift(tokens, by);
+            Py_SETREF(size, high == NULL ? NULL : PyNumber_Or(size, high));
+            Py_XDECREF(tokens);
+            Py_XDECREF(by);
+            Py_XDECREF(high);
         }
     }
     Py_XDECREF(shape);
@@ -605,10 +628,11 @@ PyInit__hooks(void)
         const char *text;
     } names[] = {
         {&name_call_impl, "_call_impl"}, {&name_shape, "shape"},
-        {&name_is_floating_point, "is_floating_point"}, {&name_numel, "numel"},
-        {&name_is_cpu, "is_cpu"}, {&name_ndim, "ndim"},
-        {&name_item, "item"}, {&name_tensors, "tensors"},
-        {&name_param_groups, "param_groups"}, {&name_lr, "lr"},
+        {&name_dtype, "dtype"}, {&name_is_floating_point, "is_floating_point"},
+        {&name_numel, "numel"}, {&name_is_cpu, "is_cpu"},
+        {&name_ndim, "ndim"}, {&name_item, "item"},
+        {&name_tensors, "tensors"}, {&name_param_groups, "param_groups"},
+        {&name_lr, "lr"},
     };
     if (find_core() < 0)
         return NULL;

@@ -365,6 +365,66 @@ def test_values_are_the_programs() -> None:
     assert [tuple(row[key] for key in keys) for row in seen.steps()] == printed
 
 
+KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "single": lambda mean: mean,
+    "double": torch.Tensor.double,
+    "half": torch.Tensor.bfloat16,
+    "negated": lambda mean: torch.complex(mean, mean).conj().imag,  # a view whose bytes have the other sign
+    "shared": torch._lazy_clone,
+    "one in a row": lambda mean: mean.reshape(1),
+    "inside": lambda mean: torch.stack([mean * 0, mean])[1],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_is_what_it_says(kind: str) -> None:
+    """Whatever a loss is made of and wherever it lies, its value is the one that `item()` tells."""
+    printed = []
+    with capture() as seen:
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = KINDS[kind](model(torch.ones(2, 3)).mean())
+            loss.backward()
+            printed.append(loss.item())
+            optimizer.step()
+    assert [step[names.LOSS.name] for step in seen.steps()] == printed
+
+
+def test_no_value_is_read_where_there_is_none() -> None:
+    """Within `torch.func` a tensor has no value of its own: what runs there runs as it does without us."""
+
+    def of(x: torch.Tensor) -> torch.Tensor:
+        with suppress(RuntimeError):
+            torch.autograd.backward(x * 2)
+        return x * 2
+
+    with capture():
+        assert torch.vmap(of)(torch.ones(2)).tolist() == [2, 2]
+        assert torch.func.grad(of)(torch.ones(())).item() == 2
+        assert torch.func.functionalize(of)(torch.ones(())).item() == 2
+
+
+def test_tokens_are_counted_where_they_are_whole_numbers() -> None:
+    """A row of whole numbers is tokens, a row of floats is not, though one root is called with both by turns."""
+
+    class Either(nn.Linear):
+        """Takes numbers of any kind."""
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return super().forward(rows.float())
+
+    inputs = [torch.ones(2, 3, dtype=d) for d in (torch.long, torch.float, torch.int, torch.double, torch.long)]
+    with capture() as seen:
+        model = Either(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for rows in inputs:
+            model(rows).mean().backward()
+            optimizer.step()
+    assert [step.get(names.STEP_TOKENS) for step in seen.steps()] == [6, None, 6, None, 6]
+
+
 @pytest.mark.parametrize("program", [loader_loop, plain_loop, zero_last], ids=lambda program: str(program.__name__))
 def test_the_step_that_code_is_in_is_known_while_it_runs(program: Callable[[Parts], None]) -> None:
     """Inside a step its number is known before anything was told, also where an optimizer calls its base's step."""
