@@ -60,6 +60,7 @@ TRIMMED = 0.95  # of the cap, what is left of a file that was over it
 BACKLOG = 512  # records of one export, from which the SDK's queue is filling up: then no time is lost with rests
 PATIENCE_S = 5.0  # how long the goodbye waits for an export that is under way
 HOUSEKEEPING_S = 600.0
+SURVEYED_S = 60.0  # how long what a survey found is believed
 ROWS_AT_ONCE = 32  # values of which every SQLite takes in one statement
 Row = tuple[Any, ...]
 
@@ -124,7 +125,7 @@ class StoreWriter:
         self._said: set[str] = set()
         self._harm: StoreError | None = None  # what others did to the file, not said yet
         self._next_housekeeping = 0.0
-        self._surveyed: Runs | None = None
+        self._surveyed: tuple[float, Runs] | None = None  # when, and what was there
         self._span_exporter = StoreSpans(self.take)
         self._log_exporter = StoreLogs(self.take)
         self._metric_exporter = StoreMetrics(self.take)
@@ -174,7 +175,7 @@ class StoreWriter:
 
         empty()
         with suppress(OSError):  # then the first write looks for itself, and says what is wrong
-            self._surveyed = survey(self._directory)
+            self._surveyed = (time.monotonic(), survey(self._directory))
 
     def open_gate(self) -> None:
         """Let records through from now on, those held back first; the first step calls it.
@@ -513,11 +514,11 @@ class StoreWriter:
 
     def _tidy_up(self) -> Exception | None:
         """Make room among all runs."""
-        runs, self._surveyed = self._surveyed, None
+        surveyed, self._surveyed = self._surveyed, None
         return make_room(
             self._directory,
             run_slug(self._run_id),
-            runs,
+            surveyed[1] if surveyed is not None and time.monotonic() - surveyed[0] < SURVEYED_S else None,
             total_bytes=self._total_bytes,
             total_age_s=self._total_age_s,
             deleted=lambda reason: self._drop("runs", reason, 1),
