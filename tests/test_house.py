@@ -23,7 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FRAMEWORKS = {"torch", "jax", "jaxlib", "numpy", "flax", "lightning", "transformers"}
 
 OURS = re.compile(r"OTEL_ML_[A-Z_]*")
-SDK_ROOMS = ("pipeline/", "export/", "store/exporters.py", "store/rows.py", "testing.py", "distro.py")
+SDK_ROOMS = ("pipeline/", "export/", "store/alike.py", "store/exporters.py", "store/rows.py", "testing.py", "distro.py")
 
 # Who may name our variables: `settings.py` reads them all; the others come before settings
 # can be read, or hand values down to the processes that they start.
