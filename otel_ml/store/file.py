@@ -132,6 +132,7 @@ def empty() -> sqlite3.Connection:
     import sqlite3
 
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    _immortal(connection)
     migrate(connection)
     return connection
 
@@ -225,7 +226,10 @@ def _introduce(connection: sqlite3.Connection, run_id: str, attributes: dict[str
 
 
 def _immortal(connection: sqlite3.Connection) -> None:
-    """Never let the garbage collector close it: a forked child that ends would checkpoint the parent's journal."""
+    """Never let the garbage collector close it: a forked child that ends would checkpoint the parent's journal.
+
+    Nor does Python 3.13 then warn of a connection that nobody closed.
+    """
     import ctypes
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
