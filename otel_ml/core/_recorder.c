@@ -260,6 +260,33 @@ Fields_emptied(RecorderFields *self, PyObject *unused)
     return (PyObject *)chunk;
 }
 
+/* Put back what is in a chunk from a slot on, before what was recorded since. */
+static PyObject *
+Fields_put_back(RecorderFields *self, PyObject *args)
+{
+    Events *chunk, *buffer = self->buffer;
+    Py_ssize_t at;
+    if (!PyArg_ParseTuple(args, "O!n", events_type, &chunk, &at))
+        return NULL;
+    if (at < 0 || at % WIDTH || at > chunk->count * WIDTH || chunk == buffer)
+        return PyErr_Format(PyExc_IndexError, "there are no such events");
+    Py_ssize_t more = chunk->count - at / WIDTH, count = more + buffer->count;
+    Py_ssize_t room = (count > buffer->expected ? count : buffer->expected) + 64;
+    Event *events = PyMem_RawMalloc(room * sizeof(Event));
+    if (events == NULL)
+        return PyErr_NoMemory();
+    if (more)
+        memcpy(events, chunk->events + at / WIDTH, more * sizeof(Event));
+    if (buffer->count)
+        memcpy(events + more, buffer->events, buffer->count * sizeof(Event));
+    PyMem_RawFree(buffer->events);
+    buffer->events = events;
+    buffer->count = count;
+    buffer->room = room;
+    chunk->count -= more;
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 Fields_candidate(RecorderFields *self, PyObject *unused)
 {
@@ -284,6 +311,7 @@ static PyMethodDef fields_methods[] = {
     {"record", (PyCFunction)(void (*)(void))Fields_record, METH_FASTCALL, NULL},
     {"candidate", (PyCFunction)(void (*)(void))Fields_candidate, METH_NOARGS, NULL},
     {"emptied", (PyCFunction)(void (*)(void))Fields_emptied, METH_NOARGS, NULL},
+    {"put_back", (PyCFunction)Fields_put_back, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -166,6 +166,11 @@ class _Fields:
         del self.buffer[:count]
         return chunk
 
+    def put_back(self, chunk: list[Any], at: int) -> None:
+        """Have what is in a chunk from `at` on again, before what was recorded since; it leaves the chunk."""
+        self.buffer[:0] = chunk[at:]
+        del chunk[at:]
+
     def candidate(self) -> None:
         """A root forward with grad, zero_grad or backward begins: closes a complete round, opens a step."""
         if self.state == DONE:
@@ -248,6 +253,11 @@ class Recorder(_Base):
             self.last = chunk[-3]
         self.taken += len(chunk) // WIDTH
         return chunk
+
+    def take_again(self, chunk: list[Any], at: int) -> None:
+        """What is in a chunk from `at` on comes with the next one; called by the drain only."""
+        self.taken -= (len(chunk) - at) // WIDTH
+        self.put_back(chunk, at)
 
     def is_over(self) -> bool:
         """Whether its thread has ended and the drain has nothing more to take or to tell of it."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calls_ahead"]
 
-_CALLS = 4 * AT_ONCE  # together: of each there is less to tell than of a step
+_CALLS = max(512, AT_ONCE)  # together: of each there is less to tell than of a step
 _LEAST = 16
 
 

@@ -103,7 +103,7 @@ def _tally(values: array[float], bounds: tuple[float, ...], start: float) -> tup
 
 _native: Any = load("otel_ml.pipeline._columns")
 
-AT_ONCE = 128 if _native is None else 1024
+AT_ONCE = 128 if _native is None else 4096
 """Steps of a column that are computed in about a tenth of a millisecond: the program may wait for all of it."""
 
 combined: Callable[[array[int], array[int], int, int, Terms], array[int]] = (

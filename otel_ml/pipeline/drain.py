@@ -36,6 +36,9 @@ _KEEP_S = 0.15  # at least, between two of those
 _TELL_NS = 2_500_000_000  # between looks at memory, the run's own metrics, and sums for whoever reads metrics
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
+_FAST = (
+    64  # steps of a loop in one turn, from which its last one or two may wait for the next: they are a few milliseconds
+)
 _EARLY = 512  # findings kept before there is a run to tell them of
 _CALLS = 32  # of inference that are told of together
 _CHECK = 16  # events between looks at the clock
@@ -108,7 +111,7 @@ class Drain:
             for recorder in list(recorders.all):
                 fullest = max(fullest, len(recorder.buffer) / recorder.limit)
                 over = not recorder.alive  # asked first: what a thread records before it ends is then taken
-                self._drain(recorder, pace)
+                self._drain(recorder, pace, whole=over or not pause)
                 if over and recorder.tracker is not None and not recorder.held:
                     recorder.tracker.finish()
                     self._tell(recorder)
@@ -138,7 +141,8 @@ class Drain:
         elif fullest < _FULL_SHARE / 4:
             self._tick_s = min(_TICK_S, self._tick_s * 2)
 
-    def _drain(self, recorder: Recorder, pace: Pace) -> None:
+    def _drain(self, recorder: Recorder, pace: Pace, *, whole: bool) -> None:
+        """Take and tell what a thread recorded; not `whole`, a fast loop's last step or two are told next time."""
         chunk = self._ready(recorder, pace)
         if recorder.apart and chunk:
             chunk = self._apart(chunk)
@@ -151,7 +155,7 @@ class Drain:
                 tracker.built()
             recorder.steady = Steady()
         feed, fed = tracker.feed, recorder.steady.fed
-        at = 0
+        at = self._blocks(recorder, chunk, 0, pace, whole=whole) if recorder.steady.goes_on(tracker) else 0
         while at < len(chunk):
             code = chunk[at]
             if code == BUILD and not self._built:
@@ -176,7 +180,7 @@ class Drain:
                 self._tell(recorder)
                 pace.rest()
                 if stepped and runtime.profiler is None and recorder.steady.came_round(tracker, alone=alone):
-                    at = self._blocks(recorder, chunk, at, pace)
+                    at = self._blocks(recorder, chunk, at, pace, whole=whole)
             elif at % (_CHECK * WIDTH) == 0:
                 pace.rest()
         if tracker.out:
@@ -224,13 +228,18 @@ class Drain:
             while time.monotonic() < until and not all(value.ready() for value in waiting):
                 time.sleep(_POLL_S)
 
-    def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, pace: Pace) -> int:
+    def _blocks(self, recorder: Recorder, chunk: list[Any], at: int, pace: Pace, *, whole: bool) -> int:
         """Tell of the steady steps that come next, in blocks; where the next event begins."""
         steady, tracker = recorder.steady, recorder.tracker
+        told = 0
         while True:
             block = steady.advance(tracker, chunk, at)
             if block is None:
+                again = told >= _FAST and not whole and type(chunk) is type(recorder.buffer)
+                if again and steady.pause(chunk, at):
+                    recorder.take_again(chunk, at)
                 return at
+            told += len(block)
             at += len(block) * steady.taken()
             pace.rest()
             self.telemetry.block(block, recorder)
@@ -270,7 +279,7 @@ class Drain:
             if self.annotated:
                 self._begin()
             for recorder in list(recorders.all):
-                self._drain(recorder, pace)
+                self._drain(recorder, pace, whole=True)
                 if recorder.tracker is not None:
                     recorder.tracker.finish(failed=failed and recorder is (recorders.main or recorder))
                     self._tell(recorder)

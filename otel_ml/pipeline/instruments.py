@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Instruments"]
 
 # A flush of this many values takes about a millisecond, which the program may have to wait for.
-FLUSH_AT = 16 * AT_ONCE
+FLUSH_AT = max(2048, 4 * AT_ONCE)
 _KNOWN = 1000  # attribute sets whose series is remembered
 
 

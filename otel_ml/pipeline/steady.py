@@ -98,6 +98,8 @@ class Steady:
         self._signature: tuple[Any, ...] | None = None
         self._cycle = 0
         self._since = 0
+        self._before: tuple[list[int], list[Any]] | None = None  # codes and `a` of the cycle before a chunk's first
+        self._paused = False
 
     def fed(self) -> None:
         """The tracker was fed one event."""
@@ -114,6 +116,27 @@ class Steady:
         self._signature, self._cycle, self._since = signature, self._since or self._cycle, 0
         return same
 
+    def pause(self, chunk: list[Any], at: int) -> bool:
+        """Whether the events from `at` on are too few to take, but may not be with those that come.
+
+        If so they are to be seen again, at the begin of the next chunk: there `goes_on()`.
+        """
+        past = at - self._cycle * WIDTH
+        self._paused = past >= 0 and self._is_short(chunk, at)
+        if self._paused:
+            self._before = chunk[past:at:WIDTH], chunk[past + 3 : at : WIDTH]
+        return self._paused
+
+    def goes_on(self, tracker: Tracker) -> bool:
+        """Whether the next chunk begins where a loop paused, and the tracker still is where it was."""
+        paused, self._paused = self._paused, False
+        if not paused or tracker.signature() != self._signature:
+            self._before = None
+        return self._before is not None
+
+    def _is_short(self, chunk: list[Any], at: int) -> bool:
+        return (len(chunk) - at) // WIDTH < (_LEAST + 1) * self._cycle
+
     def advance(self, tracker: Tracker, chunk: list[Any], at: int) -> Block | None:
         """Take as many coming cycles as are like the last one, at most `AT_ONCE`; None if there are too few.
 
@@ -122,9 +145,12 @@ class Steady:
         """
         cycle = self._cycle
         past = at - cycle * WIDTH
-        if past < 0 or (len(chunk) - at) // WIDTH < (_LEAST + 1) * cycle:
+        before, self._before = self._before, None
+        if past >= 0:
+            before = chunk[past:at:WIDTH], chunk[past + 3 : at : WIDTH]
+        if before is None or self._is_short(chunk, at):
             return None
-        pattern = chunk[past:at:WIDTH]
+        pattern, which = before
         if not _SIMPLE.issuperset(pattern):
             return None
         count = min(AT_ONCE + 1, (len(chunk) - at) // WIDTH // cycle)
@@ -132,7 +158,6 @@ class Steady:
         codes = chunk[at:stop:WIDTH]
         if codes != pattern * count:
             count = next(n for n in range(count) if codes[n * cycle : (n + 1) * cycle] != pattern)
-        which = chunk[past + 3 : at : WIDTH]
         a = chunk[at + 3 : stop : WIDTH]
         for j, code in enumerate(pattern):
             if code in _BY_NUMBER:

@@ -74,6 +74,45 @@ def test_a_buffer_looks_like_a_flat_list(flat: list[tuple[Any, ...]], bounds: tu
             chunk[beyond]
 
 
+@given(
+    before=st.lists(st.floats(allow_nan=False), max_size=9),
+    since=st.lists(st.floats(allow_nan=False), max_size=9),
+    later=st.lists(st.floats(allow_nan=False), max_size=9),
+    place=st.integers(0, 9),
+)
+def test_what_is_taken_again(before: list[float], since: list[float], later: list[float], place: int) -> None:
+    """What of a chunk is put back comes first in the next one, counts once, and leaves the chunk."""
+    recorder = Recorder(5)  # which bounds what is recorded, not what is put back
+    recorder.limit = 100 * WIDTH
+    told = [(r.STEP, n, n + 1, value, None) for n, value in enumerate(before + since + later)]
+    first, second = len(before), len(before) + len(since)
+    for event in told[:first]:
+        recorder.record(*event)
+    chunk, kept = recorder.take(), min(place, first)
+    for event in told[first:second]:
+        recorder.record(*event)
+    recorder.take_again(chunk, kept * WIDTH)
+    assert (events(chunk[:]), recorder.taken) == (told[:kept], kept)
+    for event in told[second:]:
+        recorder.record(*event)
+    assert events(recorder.take()[:]) == told[kept:]
+    assert (recorder.taken, len(recorder.buffer)) == (len(told), 0)
+
+
+@pytest.mark.skipif(load("otel_ml.core._recorder") is None, reason="nothing is compiled here")
+def test_what_cannot_be_taken_again() -> None:
+    """No place but an event's begin, and nothing but a chunk, is put back; nothing is lost by asking."""
+    recorder = Recorder(10)
+    recorder.record(r.STEP, 1, 2)
+    chunk = recorder.take()
+    for given_chunk, at in ((chunk, 3), (chunk, -5), (chunk, 10), (recorder.buffer, 0)):
+        with pytest.raises(IndexError):
+            recorder.put_back(given_chunk, at)
+    with pytest.raises(TypeError):
+        recorder.put_back([], 0)
+    assert (chunk[:], recorder.buffer[:]) == ([r.STEP, 1, 2, None, None], [])
+
+
 def test_what_was_taken_is_let_go() -> None:
     """A value lives as long as its event is kept: in the buffer, then in what was taken."""
 

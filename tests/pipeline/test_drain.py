@@ -1,4 +1,4 @@
-"""Values that a device still computes: steps are told in order, late rather than without them, and never too late."""
+"""Steps are told in order: those of a fast loop by the turn, and late rather than without a value still computed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from otel_ml.core.context import optimizers, recorders
 from otel_ml.core.deferred import Deferred, Values
 from otel_ml.core.recorder import DEVICE_TRAIN
 from otel_ml.testing import Captured, FakeClock, capture
+from tests.loops import end
+from tests.loops import train as train_by_hand
 
 
 class Coming(Deferred):
@@ -77,3 +79,41 @@ def test_the_end_waits_for_a_moment_only() -> None:
         train(clock, [Coming(1.0), Coming(2.0)])
 
     assert told(seen) == [(0, None), (1, None)]
+
+
+def turned(seen: Captured) -> int:
+    """Steps told of after a turn such as the drain's thread takes."""
+    seen.run.drain.turn()
+    return seen.run.totals.steps
+
+
+def test_a_fast_loop_goes_on_where_it_was() -> None:
+    """Between two turns of a fast loop its last steps wait for those that come, and at the end none is missing."""
+    clock = FakeClock()
+    losses = [n / 7 for n in range(1000)]
+    with capture(clock=clock) as seen:
+        train_by_hand(clock, losses[:300], pace=0.01)
+        first = turned(seen)
+        train_by_hand(clock, losses[300:600], pace=0.01)
+        second = turned(seen)
+        alone = turned(seen)  # nothing came: what waited is told
+        train_by_hand(clock, losses[600:], pace=0.01)
+        turned(seen)
+        end(clock)
+
+    assert (298 <= first < 300, 598 <= second < 600, alone) == (True, True, 599)
+    assert [(row["ml.step.number"], row["ml.training.loss"]) for row in seen.steps()] == list(enumerate(losses))
+    durations = {round(row["ml.step.duration"] * 1e6) for row in seen.steps()}
+    assert durations == {430}
+
+
+def test_what_waits_is_a_few_milliseconds() -> None:
+    """The steps of a loop that has less than 64 in a turn wait for nothing, and a flush leaves none behind."""
+    clock = FakeClock()
+    with capture(clock=clock) as seen:
+        train_by_hand(clock, [1.0] * 50)
+        assert turned(seen) == 49  # the last one is open
+        train_by_hand(clock, [1.0] * 300, pace=0.01)
+        seen.turn()
+        assert seen.run.totals.steps == 349
+        end(clock)

@@ -93,33 +93,46 @@ def one_by_one(flat: list[Any]) -> list[Any]:
     return tracker.out
 
 
-def in_blocks(flat: list[Any], chunks: list[int]) -> tuple[list[Any], int]:
-    """What comes of it by blocks where they can be made, and how many steps those held."""
+def in_blocks(flat: list[Any], chunks: list[int], *, again: bool = False) -> tuple[list[Any], int, int]:
+    """What comes of it by blocks where they can be made, how many steps those held, and how often a chunk went on.
+
+    With `again`, what is too little for a block at a chunk's end is left for the next one.
+    """
     tracker, steady = Tracker(), Steady()
     found: list[Any] = []
-    fast = 0
+    fast = went_on = 0
+    rest: list[Any] = []
+
+    def blocks(chunk: list[Any], at: int) -> int:
+        nonlocal fast
+        while True:
+            block = steady.advance(tracker, chunk, at)
+            if block is None:
+                return at
+            found.extend(block.step(n) for n in range(len(block)))
+            check_columns(block)
+            fast += len(block)
+            at += len(block) * steady.taken()
+
     edges = sorted({0, len(flat), *(c * WIDTH for c in chunks if c * WIDTH < len(flat))})
     for begin, end in itertools.pairwise(edges):
-        chunk = flat[begin:end]
+        chunk, rest = rest + flat[begin:end], []
         at = 0
+        if steady.goes_on(tracker):
+            went_on += 1
+            at = blocks(chunk, 0)
         while at < len(chunk):
             tracker.feed(*chunk[at : at + WIDTH])
             steady.fed()
             at += WIDTH
             out, tracker.out = tracker.out, []
             found.extend(out)
-            if any(isinstance(o, Step) for o in out):
-                while steady.came_round(tracker, alone=len(out) == 1):
-                    block = steady.advance(tracker, chunk, at)
-                    if block is None:
-                        break
-                    assert isinstance(block, Block)
-                    found.extend(block.step(n) for n in range(len(block)))
-                    check_columns(block)
-                    fast += len(block)
-                    at += len(block) * steady.taken()
+            if any(isinstance(o, Step) for o in out) and steady.came_round(tracker, alone=len(out) == 1):
+                since, at = at, blocks(chunk, at)
+                if again and at > since and end < len(flat) and steady.pause(chunk, at):
+                    chunk, rest = chunk[:at], chunk[at:]
     tracker.finish()
-    return found + tracker.out, fast
+    return found + tracker.out, fast, went_on
 
 
 def check_columns(block: Block) -> None:
@@ -155,8 +168,23 @@ def test_blocks_equal_events(loop: str, seed: int) -> None:
     chunks = [chance.randint(0, len(flat) // WIDTH) for _ in range(seed)]
 
     expected = one_by_one(flat)
-    found, fast = in_blocks(flat, chunks)
+    found, fast, _ = in_blocks(flat, chunks)
 
     assert found == expected
     unknown_tokens = seed % 3 == 0 and any(code == r.FETCH for code, _ in LOOPS[loop])
     assert fast > 50 or unknown_tokens
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_goes_on_in_the_next_chunk(loop: str, seed: int) -> None:
+    """Steps that wait for those of the next chunk are the same as if they had been told at once."""
+    flat = events(LOOPS[loop], 500, seed)
+    chance = random.Random(seed)
+    chunks = [chance.randint(0, len(flat) // WIDTH) for _ in range(4 * seed)]
+
+    found, _, went_on = in_blocks(flat, chunks, again=True)
+
+    assert found == one_by_one(flat)
+    unknown_tokens = seed % 3 == 0 and any(code == r.FETCH for code, _ in LOOPS[loop])
+    assert went_on > 0 or unknown_tokens
