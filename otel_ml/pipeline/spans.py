@@ -18,6 +18,7 @@ from otel_ml.errors import swallow
 from otel_ml.pipeline.budget import Budget, stride_for
 from otel_ml.pipeline.columns import added
 from otel_ml.pipeline.findings import Call
+from otel_ml.pipeline.finished import Finished
 from otel_ml.pipeline.ids import OneShotIds, RememberingSampler
 
 if TYPE_CHECKING:
@@ -115,16 +116,18 @@ class Spans:
         self._tracer: Any = None
         self._ids: OneShotIds | None = None
         self._sampler: RememberingSampler | None = None
+        self._finished: Finished | None = None
 
     def use(self, tracer: Any) -> None:
         """Send to this tracer; an SDK tracer gets our ids and remembers its sampling decisions."""
         self._tracer = tracer
-        self._ids = self._sampler = None
+        self._ids = self._sampler = self._finished = None
         if hasattr(tracer, "id_generator") and hasattr(tracer, "sampler"):
             if not isinstance(tracer.id_generator, OneShotIds):
                 tracer.id_generator = OneShotIds(tracer.id_generator)
                 tracer.sampler = RememberingSampler(tracer.sampler)
             self._ids, self._sampler = tracer.id_generator, tracer.sampler
+            self._finished = Finished(tracer, blind=(Marker,))
 
     # --- contexts --------------------------------------------------------------------
 
@@ -163,10 +166,8 @@ class Spans:
     ) -> Any:
         if self._ids is not None and ids is not None:
             self._ids.trace_id, self._ids.span_id = ids
-        # JSON has no word for them: Jaeger answers a search that finds one such span with an error, and nothing else.
-        said = {k: str(v) if isinstance(v, float) and not isfinite(v) else v for k, v in attributes.items()}
         return self._tracer.start_span(
-            name, Context(), links=links, start_time=self.anchor.unix(start), attributes=said
+            name, Context(), links=links, start_time=self.anchor.unix(start), attributes=_said(attributes)
         )
 
     def _end(self, span: Any, end: int, error: str | None = None) -> None:
@@ -213,18 +214,37 @@ class Spans:
     def step(self, step: Step, recorder: Recorder, attributes: dict[str, Any]) -> Context:
         """Emit a kept step: a root span and a child for each interval; returns its context for exemplars."""
         own = self.context(step.number, recorder.ordinal)
+        error = step.outcome if step.outcome == "failed" else None
+        unix = self.anchor.unix
+        if own.trace_flags.sampled and self._tell_finished(step, own, _said(attributes), error):
+            return trace.set_span_in_context(NonRecordingSpan(own), Context())
         root = self._start(
             names.SPAN_STEP, step.start, attributes, links=[self._run_link()], ids=(own.trace_id, own.span_id)
         )
         inside = trace.set_span_in_context(root, Context())
         for phase, start, end in step.intervals:
-            name = {"compile": names.SPAN_COMPILE, "checkpoint": names.SPAN_CHECKPOINT}.get(phase, phase)
             child = self._tracer.start_span(
-                name, inside, start_time=self.anchor.unix(start), attributes={names.PHASE: phase}
+                _named(phase), inside, start_time=unix(start), attributes={names.PHASE: phase}
             )
-            child.end(self.anchor.unix(end))
-        self._end(root, step.end, step.outcome if step.outcome == "failed" else None)
+            child.end(unix(end))
+        self._end(root, step.end, error)
         return inside
+
+    def _tell_finished(self, step: Step, own: SpanContext, said: dict[str, Any], error: str | None) -> bool:
+        """The same without spans that are open in between, where nobody looks at those."""
+        finished, ids, unix = self._finished, self._ids, self.anchor.unix
+        if finished is None or ids is None or not finished.takes(said):
+            return False
+        for phase, start, end in step.intervals:
+            inner = SpanContext(
+                own.trace_id, ids.generate_span_id(), is_remote=False, trace_flags=own.trace_flags,
+                trace_state=own.trace_state,
+            )  # fmt: skip
+            finished.span(_named(phase), inner, own, (unix(start), unix(end)), {names.PHASE: phase})
+        status = Status(StatusCode.UNSET if error is None else StatusCode.ERROR, error)
+        times = unix(step.start), unix(step.end)
+        finished.span(names.SPAN_STEP, own, None, times, said, links=(self._run_link(),), status=status)
+        return True
 
     def evaluation(self, evaluation: Evaluation, ordinal: int) -> None:
         """Emit an evaluation."""
@@ -303,3 +323,14 @@ class Spans:
             names.SPAN_RUN, self._segment_start, attributes, links=links, ids=self._run_ids(self._segment)
         )
         self._end(span, end, error)
+
+
+def _said(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes as a span has them."""
+    # JSON has no word for them: Jaeger answers a search that finds one such span with an error, and nothing else.
+    return {k: str(v) if isinstance(v, float) and not isfinite(v) else v for k, v in attributes.items()}
+
+
+def _named(phase: str) -> str:
+    """A phase's span."""
+    return {"compile": names.SPAN_COMPILE, "checkpoint": names.SPAN_CHECKPOINT}.get(phase, phase)

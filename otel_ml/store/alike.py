@@ -1,8 +1,8 @@
-"""Spans that differ in nothing but their ids and times, as the phases of steps do: encoded once.
+"""Spans that differ in their ids, times and numbers alone, as steps and their phases do: the rest is encoded once.
 
 The SDK's encoder takes some 30 us a span, and three times that between the steps of a program that trains. Serialised
-protobuf messages may be appended to one another: so what such spans share is kept as bytes, and ids and times are put
-beside it. `tests/store/test_alike.py` shows that it parses to the same.
+protobuf messages may be appended to one another: so what such spans share is kept as bytes, and their own is put beside
+it. `tests/store/test_alike.py` shows that it parses to the same.
 
 The layout is `opentelemetry/proto/trace/v1`: a `Span` holds its `trace_id` (1), `span_id` (2) and `parent_span_id` (4)
 as bytes, `start_time_unix_nano` (7) and `end_time_unix_nano` (8) as fixed64.
@@ -11,7 +11,9 @@ as bytes, `start_time_unix_nano` (7) and `end_time_unix_nano` (8) as fixed64.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from otel_ml.store.packed import span_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -25,33 +27,50 @@ _OWN = ("trace_id", "span_id", "parent_span_id", "start_time_unix_nano", "end_ti
 _TEXT = {str}
 
 
+class Likeness(NamedTuple):
+    """What a span is known by, and its attributes as bytes where they are not shared."""
+
+    key: Hashable
+    attributes: bytes | None
+
+
 class Alike:
-    """What spans share, by what tells them apart: their bytes, and their row's columns from `attributes` on."""
+    """What spans share, by what tells them apart: their bytes, and their row's columns from `status` on."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, tuple[bytes, tuple[Any, ...]]] = {}
 
-    def of(self, span: ReadableSpan) -> tuple[Hashable, tuple[bytes, tuple[Any, ...]] | None]:
-        """What a span is known by, None where it has something of its own; and what it shares, once that was kept."""
+    def of(self, span: ReadableSpan) -> Likeness | None:
+        """What a span is known by, None where it has something of its own."""
         attributes = span.attributes or {}
-        if span.links or span.events or not _TEXT.issuperset(map(type, attributes.values())):
-            return None, None
-        if span.dropped_attributes or span.dropped_events or span.dropped_links or span.context.trace_state:
-            return None, None
+        if span.events or span.dropped_attributes or span.dropped_events or span.dropped_links:
+            return None
+        contexts = (span.context, *(link.context for link in span.links))
+        if any(context.trace_state for context in contexts) or any(link.attributes for link in span.links):
+            return None
         remote = span.parent is not None and span.parent.is_remote
-        key = (span.name, span.kind, span.status.status_code, span.status.description, remote, *attributes.items())
-        return key, self._known.get(key)
+        linked = tuple((c.trace_id, c.span_id, c.is_remote) for c in contexts[1:])
+        key = (span.name, span.kind, span.status.status_code, span.status.description, remote, linked)
+        if _TEXT.issuperset(map(type, attributes.values())):
+            return Likeness((key, *attributes.items()), None)
+        own = span_attributes(attributes)
+        return None if own is None else Likeness((key, None), own)
 
-    def keep(self, key: Hashable, message: Any, columns: tuple[Any, ...]) -> None:
+    def known(self, likeness: Likeness) -> tuple[bytes, tuple[Any, ...]] | None:
+        """What it shares with others, once that was kept."""
+        return self._known.get(likeness.key)
+
+    def keep(self, likeness: Likeness, message: Any, columns: tuple[Any, ...]) -> None:
         """Keep what a span's message and row share with others; the message is not the caller's any more."""
-        if len(self._known) < _MOST:
-            for field in _OWN:
-                message.ClearField(field)
-            self._known[key] = (message.SerializeToString(), columns)
+        for field in _OWN if likeness.attributes is None else (*_OWN, "attributes"):
+            message.ClearField(field)
+        if len(self._known) >= _MOST:
+            self._known.clear()
+        self._known[likeness.key] = (message.SerializeToString(), columns)
 
 
-def otlp(span: ReadableSpan, shared: bytes) -> bytes:
-    """A span's message: its ids, what it shares, its times.
+def otlp(span: ReadableSpan, shared: bytes, attributes: bytes | None) -> bytes:
+    """A span's message: its ids, what it shares, its times and its attributes.
 
     Raises:
         struct.error: a time is no unsigned 64-bit number.
@@ -60,4 +79,4 @@ def otlp(span: ReadableSpan, shared: bytes) -> bytes:
     ids = b"\x0a\x10%b\x12\x08%b" % (context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big"))
     above = b"" if parent is None else b"\x22\x08%b" % parent.span_id.to_bytes(8, "big")
     times = struct.pack("<BQBQ", 0x39, span.start_time, 0x41, span.end_time)
-    return b"".join((ids, above, shared, times))
+    return b"".join((ids, above, shared, times, attributes or b""))

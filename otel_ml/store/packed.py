@@ -7,35 +7,49 @@ Floats take a seventh of the time so, repeated words a fifth; and where it was c
 are encoded while the program has the interpreter.
 `tests/store/test_packed.py` shows that all ways parse to the same.
 
-The layout is `opentelemetry/proto/{logs,common}/v1`: `LogRecord.attributes` (6) holds
-`KeyValue`s of `key` (1) and `value` (2), an `AnyValue` whose `array_value` (5) holds
-`values` (1), each a `string_value` (1), `int_value` (3) or `double_value` (4).
+The layout is `opentelemetry/proto/{logs,trace,common}/v1`: `LogRecord.attributes` (6) and `Span.attributes` (9) hold
+`KeyValue`s of `key` (1) and `value` (2), an `AnyValue`: a `string_value` (1), `bool_value` (2), `int_value` (3),
+`double_value` (4), or an `array_value` (5) that holds `values` (1), each such an `AnyValue`.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from functools import lru_cache
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.native import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     Column = Sequence[float | str | None]
 
-__all__ = ["LONG", "Encoded", "encoded", "log_attribute"]
+__all__ = ["LONG", "Encoded", "encoded", "log_attribute", "span_attributes"]
 
 Encoded = tuple[bytes, str]
 LONG = 16  # values from which a sequence is worth it
 _INT64 = 1 << 63
+_SCALARS = {str, int, float}
+_BOOLS = {True: b"\x0a\x02\x10\x01", False: b"\x0a\x02\x10\x00"}
 
 
 def log_attribute(key: str, array: bytes) -> bytes:
     """The bytes to append to a serialised `LogRecord`, for an attribute with these entries."""
-    return _field(6, _field(1, key.encode()) + _field(2, _field(5, array)))
+    return _field(6, _key(key) + _field(2, _field(5, array)))
+
+
+def span_attributes(attributes: Mapping[str, Any]) -> bytes | None:
+    """The bytes to append to a serialised `Span` without attributes; None where that is the SDK's business."""
+    parts = []
+    for key, value in attributes.items():
+        said = _BOOLS.get(value) if type(value) is bool else _value(value) if type(value) in _SCALARS else None
+        if said is None or not key.isascii():
+            return None
+        parts.append(_field(9, _key(key) + b"\x12" + said[1:]))
+    return b"".join(parts)
 
 
 def encoded(columns: list[Column]) -> list[Encoded | None]:
@@ -81,9 +95,20 @@ def _integer(value: int) -> bytes | None:
     return _field(1, b"\x18" + _varint(value % (2 * _INT64))) if -_INT64 <= value < _INT64 else None
 
 
+@lru_cache(maxsize=1024)
+def _key(key: str) -> bytes:
+    """As the first field of a `KeyValue`."""
+    return _field(1, key.encode())
+
+
 def _field(number: int, content: bytes) -> bytes:
     """A length-delimited field."""
-    return bytes((number << 3 | 2,)) + _varint(len(content)) + content
+    size = len(content)
+    if size < 1 << 7:
+        return bytes((number << 3 | 2, size)) + content
+    if size < 1 << 14:
+        return bytes((number << 3 | 2, size & 0x7F | 0x80, size >> 7)) + content
+    return bytes((number << 3 | 2,)) + _varint(size) + content
 
 
 def _varint(value: int) -> bytes:

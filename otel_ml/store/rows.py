@@ -75,6 +75,11 @@ def json_of(value: object) -> str:
     return _encode(value)
 
 
+@functools.lru_cache(maxsize=1024)
+def _json_key(key: str) -> str:
+    return json_of(key)
+
+
 def _plain(value: object) -> object:
     """What JSON has no word for: mappings and sequences of the SDK, bytes, anything else as text."""
     if isinstance(value, Mapping):
@@ -192,20 +197,22 @@ def _encode_spans(records: Sequence[ReadableSpan], pace: Pace) -> tuple[list[Ori
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
     def encode(spans: list[ReadableSpan]) -> Origin:
-        keys = [_alike.of(span) for span in spans]
-        singular = [span for span, (_, shared) in zip(spans, keys, strict=True) if shared is None]
-        messages = encode_spans(singular).resource_spans[0].scope_spans[0].spans if singular else ()
-        sent = iter(messages)
+        likenesses = [_alike.of(span) for span in spans]
+        shares = [None if likeness is None else _alike.known(likeness) for likeness in likenesses]
+        singular = [span for span, shared in zip(spans, shares, strict=True) if shared is None]
+        sent = iter(encode_spans(singular).resource_spans[0].scope_spans[0].spans if singular else ())
         rows = []
-        for span, (key, shared) in zip(spans, keys, strict=True):
-            if shared is not None:
-                rows.append((*_span_head(span), *shared[1], otlp(span, shared[0])))
+        for span, likeness, shared in zip(spans, likenesses, shares, strict=True):
+            if likeness is not None and shared is not None:
+                own = likeness.attributes
+                tail = shared[1] if own is None else _with_attributes(shared[1], span)
+                rows.append((*_span_head(span), *tail, otlp(span, shared[0], own)))
                 continue
             message = next(sent)
             tail = _span_tail(span)
             rows.append((*_span_head(span), *tail, message.SerializeToString()))
-            if key is not None:
-                _alike.keep(key, message, tail)
+            if likeness is not None:
+                _alike.keep(likeness, message, tail)
         resource, scope = spans[0].resource, spans[0].instrumentation_scope
 
         def heads() -> tuple[Any, Any]:
@@ -255,6 +262,11 @@ def _span_tail(span: ReadableSpan) -> Row:
     )
 
 
+def _with_attributes(tail: Row, span: ReadableSpan) -> Row:
+    """The same columns with a span's own attributes."""
+    return (*tail[:2], _step(span.attributes), attributes_json(span.attributes), *tail[4:])
+
+
 def _encode_logs(records: Sequence[ReadableLogRecord], pace: Pace) -> tuple[list[Origin], int]:
     from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 
@@ -302,7 +314,7 @@ def _log_row(log: ReadableLogRecord, otlp: bytes, packed: dict[str, Encoded], pa
     pace.rest()
     record = log.log_record
     attributes = record.attributes or {}
-    texts = (f"{json_of(k)}:{packed[k][1] if k in packed else json_of(v)}" for k, v in attributes.items())
+    texts = [f"{_json_key(k)}:{packed[k][1] if k in packed else json_of(v)}" for k, v in attributes.items()]
     body = record.body
     return (
         _time(record.timestamp or record.observed_timestamp),
