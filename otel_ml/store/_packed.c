@@ -75,6 +75,35 @@ as_otlp(unsigned char *to, const Value *value)
     return to;
 }
 
+/* A number of nine decimals at most, which is what seconds in nanoseconds are and most of what was rounded: its digits.
+   NULL where it is another: a quotient is rounded correctly, so the digits mean `real` if this one is `real`. */
+static char *
+as_decimal(char *to, double real)
+{
+    if (!(fabs(real) < 9e6)) /* so that nine decimals more are less than 2**53 */
+        return NULL;
+    long long billionths = llround(real * 1e9);
+    if ((double)billionths / 1e9 != real || (billionths == 0 && signbit(real)))
+        return NULL;
+    if (billionths < 0)
+        *to++ = '-';
+    unsigned long long digits = billionths < 0 ? -(unsigned long long)billionths : (unsigned long long)billionths;
+    unsigned long before = digits / 1000000000, after = digits % 1000000000;
+    char reversed[8];
+    int count = 0;
+    do
+        reversed[count++] = (char)('0' + before % 10);
+    while (before /= 10);
+    while (count)
+        *to++ = reversed[--count];
+    *to++ = '.';
+    for (int place = 8; place >= 0; place--, after /= 10)
+        to[place] = (char)('0' + after % 10);
+    for (count = 9; count > 1 && to[count - 1] == '0';)
+        count--;
+    return to + count;
+}
+
 static char *
 as_json(char *to, const Value *value)
 {
@@ -84,8 +113,13 @@ as_json(char *to, const Value *value)
         return to + sprintf(to, "%lld", (long long)value->whole);
     if (!isfinite(value->real))
         return to + sprintf(to, "%s", isnan(value->real) ? "NaN" : value->real < 0 ? "-Infinity" : "Infinity");
-    int length = snprintf(to, JSON_MOST, "%.10g", value->real); /* enough for what was rounded, or nanoseconds */
-    if (strtod(to, NULL) != value->real)
+    char *end = as_decimal(to, value->real);
+    if (end != NULL)
+        return end;
+    int length = 0;
+    if ((float)value->real != value->real) /* such as a loss, which takes all digits */
+        length = snprintf(to, JSON_MOST, "%.10g", value->real); /* enough for what was rounded */
+    if (length == 0 || strtod(to, NULL) != value->real)
         length = snprintf(to, JSON_MOST, "%.17g", value->real);
     to += length;
     if (strspn(to - length, "-0123456789") == (size_t)length)

@@ -53,7 +53,11 @@ def test_a_column_is_what_the_sdk_makes_of_it(values: list[Any]) -> None:
     assert parsed == logs_pb2.LogRecord.FromString(by_the_sdk({"first": 1, "ml.training.loss": values}))
 
 
-@given(st.lists(st.one_of(st.floats(), st.integers(-INT64, INT64 - 1), st.none())))
+NANOSECONDS = st.integers(-(10**17), 10**17).map(lambda n: n / 1e9)
+
+
+@given(st.lists(st.one_of(st.floats(), st.floats(width=32), NANOSECONDS, st.integers(-INT64, INT64 - 1), st.none())))
+@example([9e6 - 1e-9, 9e6, -1e-9, 1e-9, 5e-10, 0.0, -0.0, 0.1 + 0.2, 123456.789, 1e-5])
 @example([0.1, 1e7, 100000.0, 1e22, 5e-324, 2.2250738585072014e-308, 0.1 + 0.2, 1.5e300, 9007199254740993])
 def test_json_has_every_bit(values: list[Any]) -> None:
     """As JSON a column is read back as the same numbers, of the same types, in C and in Python."""
