@@ -42,15 +42,17 @@ class Alike:
 
     def of(self, span: ReadableSpan) -> Likeness | None:
         """What a span is known by, None where it has something of its own."""
-        attributes = span.attributes or {}
-        if span.events or span.dropped_attributes or span.dropped_events or span.dropped_links:
+        context, parent, links = span.context, span.parent, span.links
+        if context.trace_state or span.events or span.dropped_attributes or span.dropped_events or span.dropped_links:
             return None
-        contexts = (span.context, *(link.context for link in span.links))
-        if any(context.trace_state for context in contexts) or any(link.attributes for link in span.links):
-            return None
-        remote = span.parent is not None and span.parent.is_remote
-        linked = tuple((c.trace_id, c.span_id, c.is_remote) for c in contexts[1:])
-        key = (span.name, span.kind, span.status.status_code, span.status.description, remote, linked)
+        linked = []
+        for link in links:
+            if link.attributes or link.context.trace_state:
+                return None
+            linked.append((link.context.trace_id, link.context.span_id, link.context.is_remote))
+        status, attributes = span.status, span.attributes or {}
+        remote = parent is not None and parent.is_remote
+        key = (span.name, span.kind, status.status_code, status.description, remote, *linked)
         if _TEXT.issuperset(map(type, attributes.values())):
             return Likeness((key, *attributes.items()), None)
         own = span_attributes(attributes)

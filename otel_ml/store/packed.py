@@ -65,10 +65,10 @@ def _any(values: Column) -> Encoded | None:
     elif kinds <= {float, int, str, type(None)}:
         # Few are different; floats are not looked up, for as keys -0.0 is 0.0 and 1.0 is 1.
         known = {value: _value(value) for value in {v for v in values if type(v) is not float}}
-        parts = [_value(value) if type(value) is float else known[value] for value in values]
-        if None in parts:
+        if None in known.values():
             return None
-        array = b"".join(part for part in parts if part is not None)
+        parts: list[Any] = [_value(value) if type(value) is float else known[value] for value in values]
+        array = b"".join(parts)
     else:
         return None
     return array, json.dumps(values, separators=(",", ":"))

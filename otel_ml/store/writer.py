@@ -61,6 +61,7 @@ BACKLOG = 512  # records of one export, from which the SDK's queue is filling up
 PATIENCE_S = 5.0  # how long the goodbye waits for an export that is under way
 HOUSEKEEPING_S = 600.0
 SURVEYED_S = 60.0  # how long what a survey found is believed
+_SIZED = {str, bytes}
 ROWS_AT_ONCE = 32  # values of which every SQLite takes in one statement
 Row = tuple[Any, ...]
 
@@ -481,7 +482,7 @@ class StoreWriter:
             _insert_rows(connection, signal, [(n, *head, *row) for n, row in enumerate(origin.rows, first)])
             self._tally.last[signal] += len(origin.rows)
             self._tally.rows[signal] += len(origin.rows)
-            self._tally.bytes[signal] += sum(len(v) for row in origin.rows for v in row if isinstance(v, (str, bytes)))
+            self._tally.bytes[signal] += sum([len(v) for row in origin.rows for v in row if type(v) in _SIZED])
         self._full = self._fullness() > 1
 
     def _id(self, connection: sqlite3.Connection, table: str, row: Row) -> int:
