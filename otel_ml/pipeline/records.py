@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Points", "Records"]
 
-_BATCH = 96  # steps an event: more would hold the interpreter for longer than the program should wait
+_BATCH = 160  # steps an event: more would hold the interpreter for longer than the program should wait
+_WIDE = 96  # the same, of many columns
 _AT_ONCE = 128  # points of one thinned flush
 _BATCH_BYTES = 48 * 1024
 _CELL_BYTES = 26  # the longest number in JSON, or word of ours, and what is between two
@@ -142,9 +143,10 @@ class Records:
                 rest()
             columns = thinned
             ends = ends[stride - 1 :: stride]
-        for first in range(0, len(ends), _BATCH):
-            part = {k: v[first : first + _BATCH] for k, v in columns.items()}
-            self._batch(ends[first : first + _BATCH], part, stride)
+        several = _BATCH if len(columns) * _BATCH * _CELL_BYTES <= _BATCH_BYTES else _WIDE
+        for first in range(0, len(ends), several):
+            part = {k: v[first : first + several] for k, v in columns.items()}
+            self._batch(ends[first : first + several], part, stride)
             rest()
 
     def _batch(self, ends: Sequence[int], columns: dict[str, Sequence[Any]], stride: int) -> None:

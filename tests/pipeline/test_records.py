@@ -18,7 +18,7 @@ from tests.loops import Still
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
 RATE, BURST = 128, 2000
-LINE_LIMIT_BY, COLUMN_LIMIT = 48 * 1024, 96
+LINE_LIMIT_BY, COLUMN_LIMIT = 48 * 1024, 160
 
 LOSS, GRAD_NORM = names.LOSS.name, names.GRAD_NORM.name
 
@@ -140,12 +140,12 @@ def test_a_record_is_what_the_sdk_makes_of_it(
 
 
 def test_a_short_run_is_exact() -> None:
-    """The first 2,000 steps are told one by one however fast they come, at most 96 an event."""
+    """The first 2,000 steps are told one by one however fast they come, at most 160 an event."""
     curve = Curve()
     run(curve, range(BURST))
     curve.records.flush(0)
     events = curve.told()
-    assert [len(attributes[names.STEP_NUMBER]) for _, _, attributes in events] == [96] * 20 + [80]
+    assert [len(attributes[names.STEP_NUMBER]) for _, _, attributes in events] == [160] * 12 + [80]
     losses = [loss for _, _, attributes in events for loss in attributes[LOSS]]
     assert losses == [number + 1 / 3 for number in range(BURST)]
     assert not curve.records.thinned
@@ -203,7 +203,7 @@ def test_a_long_fast_run_keeps_to_its_budget_and_loses_no_sample() -> None:
         points += count
         steps += count * attributes[names.STEP_STRIDE]
         samples += sum(attributes[names.STEP_SAMPLES])
-        assert count <= 96
+        assert count <= COLUMN_LIMIT
     assert (steps, samples) == (seconds * rate, 8 * seconds * rate)
     assert points <= BURST + RATE * seconds
 

@@ -251,18 +251,37 @@ is_floating(Hook *self, PyObject *tensor)
     return self->floating;
 }
 
+/* A tensor's first dimension, as its base answers `len()` (`torch.Tensor` itself does so in Python, by its shape); -1 with
+   an error. */
+static Py_ssize_t
+rows_of(PyObject *tensor)
+{
+    PyTypeObject *base = Py_TYPE(tensor)->tp_base;
+    PyMappingMethods *mapping = base == NULL ? NULL : base->tp_as_mapping;
+    return mapping == NULL || mapping->mp_length == NULL ? 0 : mapping->mp_length(tensor);
+}
+
 /* samples | tokens << 32 of a call's first argument, a new reference; NULL without an error where it tells none. */
 static PyObject *
 size_of(Hook *self, PyObject *first)
 {
     if ((PyObject *)Py_TYPE(first) != self->given[F_TENSOR] || is_used(self->given[F_MODES]))
         return NULL;
-    PyObject *shape = PyObject_GetAttr(first, name_shape);
+    int floating = is_floating(self, first);
+    PyObject *shape = floating > 0 ? NULL : PyObject_GetAttr(first, name_shape);
+    if (shape == NULL) { /* floats tell no tokens, and a nested tensor has no shape */
+        PyErr_Clear();
+        Py_ssize_t rows = rows_of(first);
+        if (rows > 0)
+            return PyLong_FromSsize_t(rows);
+        PyErr_Clear();
+        shape = PyObject_GetAttr(first, name_shape);
+    }
     PyObject *size = NULL;
     if (shape != NULL && PyTuple_Check(shape) && PyTuple_GET_SIZE(shape)) {
         size = PyTuple_GET_ITEM(shape, 0);
         Py_INCREF(size);
-        if (PyTuple_GET_SIZE(shape) == 2 && is_floating(self, first) == 0) {
+        if (PyTuple_GET_SIZE(shape) == 2 && floating == 0) {
             PyObject *tokens = PyObject_CallMethodNoArgs(first, name_numel);
             PyObject *by = PyLong_FromLong(32);
             PyObject *high = tokens == NULL || by == NULL ? NULL : PyNumber_Lshift(tokens, by);

@@ -133,7 +133,7 @@ class Roots:
                             if len(shape) == 2 and not floating(first):
                                 size |= first.numel() << 32
                     except RuntimeError:  # a nested tensor has no shape
-                        size = -1
+                        size = first.size(0)
             start = now()
             try:
                 return (self._call_impl if compiled is None else compiled)(*args, **kwargs)

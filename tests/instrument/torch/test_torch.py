@@ -578,8 +578,8 @@ def test_a_step_of_the_programs_own_that_failed_stands_alone() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
-def test_a_nested_tensor_has_no_size() -> None:
-    """A root that is given a strided nested tensor, which has no shape, does what it does without us."""
+def test_a_nested_tensor_is_as_many_samples_as_it_holds() -> None:
+    """A root that is given a strided nested tensor, which has no shape, is given one sample for each tensor in it."""
     with capture() as seen:
         model = nn.Linear(3, 1)
         for _ in range(3):
@@ -587,4 +587,4 @@ def test_a_nested_tensor_has_no_size() -> None:
                 model(torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)]))
     assert seen.totals is not None
     assert seen.totals.inference.count == 3
-    assert seen.totals.inference_samples is None
+    assert seen.totals.inference_samples == 6
