@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEISURE", "Pace", "hurry"]
 
-_SLICE_NS = 300_000
+_SLICE_NS = 450_000
 LEISURE = 3.0  # rests, as a multiple of what was worked
 _LEAST_S = 0.0005
 _ALONE_NS = 100_000  # offered to others and not wanted, the interpreter is ours again by then

@@ -53,10 +53,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 
 @pytest.mark.parametrize(
-    ("leisure", "rests_ms"), [(3.0, [0.93, 6.0]), (0.0, [0.5, 0.5])], ids=["three times as long", "as little as may be"]
+    ("leisure", "rests_ms"), [(3.0, [1.53, 5.4]), (0.0, [0.5, 0.5])], ids=["three times as long", "as little as may be"]
 )
 def test_a_rest_follows_a_slice(clock: Clock, leisure: float, rests_ms: list[float]) -> None:
-    """Whoever worked for 0.3 ms or more rests in proportion; less work needs no rest yet."""
+    """Whoever worked for 0.45 ms or more rests in proportion; less work needs no rest yet."""
     with Pace(leisure=leisure) as ours:
         for milliseconds in (0.1, 0.21, 0.2, 1.8):
             clock.work(milliseconds)
@@ -70,7 +70,7 @@ def test_nobody_rests_for_nobody(clock: Clock) -> None:
     clock.wanted = False
     with Pace() as ours:
         for _ in range(5):
-            clock.work(0.4)
+            clock.work(0.5)
             ours.rest()
 
     assert (clock.rests_ms, clock.offers) == ([], 5)
@@ -81,7 +81,7 @@ def test_need_is_asked_for_now_and_then(clock: Clock) -> None:
     with Pace() as ours:
         for number in range(20):
             clock.wanted = number < 10
-            clock.work(0.4)
+            clock.work(0.5)
             ours.rest()
 
     assert (len(clock.rests_ms), clock.offers) == (16, 1 + 4)
