@@ -256,8 +256,9 @@ class Recorder(_Base):
 
     def take_again(self, chunk: list[Any], at: int) -> None:
         """What is in a chunk from `at` on comes with the next one; called by the drain only."""
-        self.taken -= (len(chunk) - at) // WIDTH
+        again = (len(chunk) - at) // WIDTH
         self.put_back(chunk, at)
+        self.taken -= again
 
     def is_over(self) -> bool:
         """Whether its thread has ended and the drain has nothing more to take or to tell of it."""

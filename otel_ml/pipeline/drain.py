@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import runtime
@@ -36,9 +37,7 @@ _KEEP_S = 0.15  # at least, between two of those
 _TELL_NS = 2_500_000_000  # between looks at memory, the run's own metrics, and sums for whoever reads metrics
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework
-_FAST = (
-    64  # steps of a loop in one turn, from which its last one or two may wait for the next: they are a few milliseconds
-)
+_FAST = 64  # steps of a loop in a turn, from which its last ones may wait for the next: they are milliseconds
 _EARLY = 512  # findings kept before there is a run to tell them of
 _CALLS = 32  # of inference that are told of together
 _CHECK = 16  # events between looks at the clock
@@ -142,7 +141,7 @@ class Drain:
             self._tick_s = min(_TICK_S, self._tick_s * 2)
 
     def _drain(self, recorder: Recorder, pace: Pace, *, whole: bool) -> None:
-        """Take and tell what a thread recorded; not `whole`, a fast loop's last step or two are told next time."""
+        """Take and tell what a thread recorded; not `whole`, a fast loop's last few steps are told next time."""
         chunk = self._ready(recorder, pace)
         if recorder.apart and chunk:
             chunk = self._apart(chunk)
@@ -237,7 +236,8 @@ class Drain:
             if block is None:
                 again = told >= _FAST and not whole and type(chunk) is type(recorder.buffer)
                 if again and steady.pause(chunk, at):
-                    recorder.take_again(chunk, at)
+                    with suppress(MemoryError):  # then they are told one by one
+                        recorder.take_again(chunk, at)
                 return at
             told += len(block)
             at += len(block) * steady.taken()

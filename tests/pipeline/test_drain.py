@@ -88,7 +88,7 @@ def turned(seen: Captured) -> int:
 
 
 def test_a_fast_loop_goes_on_where_it_was() -> None:
-    """Between two turns of a fast loop its last steps wait for those that come, and at the end none is missing."""
+    """Between two turns of a fast loop its last few steps wait for those that come, and at the end none is missing."""
     clock = FakeClock()
     losses = [n / 7 for n in range(1000)]
     with capture(clock=clock) as seen:
