@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
@@ -126,3 +126,20 @@ def test_no_tracer_of_the_sdk() -> None:
     off = TracerProvider().get_tracer("otel_ml")
     off._is_enabled = lambda: False  # type: ignore[attr-defined]
     assert [Finished(tracer, ()).takes(PLAIN) for tracer in (Other(), off)] == [False, False]
+
+
+def test_a_plain_step_goes_past_the_tracer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's tracer is asked for a step's spans only where somebody looks, or a limit cuts them."""
+    made: list[str] = []
+    start = Tracer.start_span
+
+    def counted(self: Tracer, name: str, *args: Any, **kwargs: Any) -> Any:
+        made.append(name)
+        return start(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(Tracer, "start_span", counted)
+    exported(plain=False)
+    assert made.count(names.SPAN_STEP) == 2  # too many attributes, and a list
+    made.clear()
+    exported(plain=False, also=Looking())
+    assert made.count(names.SPAN_STEP) == len(steps())
