@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["LEISURE", "Pace", "hurry"]
+__all__ = ["LEISURE", "Pace", "held_ns", "hurry"]
 
 _SLICE_NS = 450_000
 LEISURE = 3.0  # rests, as a multiple of what was worked
@@ -25,15 +26,17 @@ _LEAST_S = 0.0005
 _ALONE_NS = 100_000  # offered to others and not wanted, the interpreter is ours again by then
 _ASKED_EVERY = 16  # rests, of those that were needed
 _PATIENCE_S = 1.0  # then it works beside the other one
+_KEPT = 256  # slices that are remembered: more than a turn has
 
 
 class _State:
-    """The turn, whether the process is about to end, and how often we rest before we ask again who needs it."""
+    """The turn, whether the process is about to end, how often we rest before we ask again, and when we worked."""
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
         self.hurried = False
         self.unasked = 0
+        self.slices: deque[tuple[int, int]] = deque(maxlen=_KEPT)
 
 
 _state = _State()
@@ -42,6 +45,11 @@ _state = _State()
 def hurry(*, on: bool = True) -> None:
     """Rest no more from now on: the program waits for the end of our work."""
     _state.hurried = on
+
+
+def held_ns(start: int, end: int) -> int:
+    """For how long, of the time between two instants of the program's clock, it may have waited for our work."""
+    return sum(max(0, min(end, ended) - max(start, began)) for began, ended in tuple(_state.slices))
 
 
 class Pace:
@@ -74,7 +82,7 @@ class Pace:
                 time.sleep(max(_LEAST_S, self._leisure * worked / 1e9))
                 self._take()
             else:
-                self._since = time.perf_counter_ns()
+                self._over()
 
     def _take(self) -> None:
         turn = _state.turn
@@ -82,7 +90,13 @@ class Pace:
             self._turn = turn
         self._since = time.perf_counter_ns()
 
+    def _over(self) -> None:
+        """Remember a slice; the next one begins."""
+        began, self._since = self._since, time.perf_counter_ns()
+        _state.slices.append((began, self._since))
+
     def _give(self) -> None:
+        self._over()
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.release()

@@ -1,6 +1,8 @@
 """The one background thread: recorders → trackers → telemetry, in short slices; then it has the store written.
 
-It wakes 0.8 s after its last turn, or sooner when recorders fill fast: then it rests less, too.
+It wakes 0.8 s after its last turn, or sooner when recorders fill fast: then it rests less, too. Until
+there is a run it looks ten times a second: one begins as soon as there is something to tell, while its
+program still warms up.
 A forked child has no drain; its recorders are cleared and its hooks record into the void until
 it is configured on its own.
 """
@@ -36,7 +38,7 @@ _TICK_S = 0.8  # with a turn, and what the store writes then, under a second: th
 _KEEP_S = 0.15  # at least, between two of those
 _TELL_NS = 2_500_000_000  # between looks at memory, the run's own metrics, and sums for whoever reads metrics
 _SOONEST_S = 0.02
-_COMING_S = 0.1  # between looks whether the program imports a framework
+_COMING_S = 0.1  # between looks whether the program imports a framework, and then whether it does something with it
 _FAST = 64  # steps of a loop in a turn, from which its last ones may wait for the next: they are milliseconds
 _EARLY = 512  # findings kept before there is a run to tell them of
 _CALLS = 32  # of inference that are told of together
@@ -86,7 +88,7 @@ class Drain:
 
     def _run(self) -> None:
         while not self._stop:
-            self._wake.wait(self._tick_s if self._prepared else _COMING_S)
+            self._wake.wait(self._tick_s if self.active else _COMING_S)
             self._wake.clear()
             if self._stop:
                 break
@@ -96,7 +98,7 @@ class Drain:
                     self._prepare()
             with guard("the drain"):
                 self.turn()
-            if time.monotonic() - self._kept_s > _KEEP_S:
+            if time.monotonic() - self._kept_s > (_KEEP_S if self.active else _TICK_S):
                 with guard("the store"):
                     self._keep()
                 self._kept_s = time.monotonic()

@@ -14,6 +14,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, Sta
 from otel_ml import names
 from otel_ml.core.context import recorders, roots
 from otel_ml.core.identity import run_trace_id, step_span_id, step_trace_id
+from otel_ml.core.pace import held_ns
 from otel_ml.errors import swallow
 from otel_ml.pipeline.budget import Budget, stride_for
 from otel_ml.pipeline.columns import added
@@ -180,7 +181,7 @@ class Spans:
     def keeps(self, step: Step, ordinal: int) -> bool:
         """Whether this step becomes a trace."""
         usual = self._mean_ns
-        outlier = step.number >= _FIRST and step.duration > _OUTLIER * usual > 0
+        outlier = step.number >= _FIRST and _is_outlier(step.start, step.end, _OUTLIER * usual)
         self._mean_ns = step.duration if not usual else 0.9 * usual + 0.1 * min(step.duration, _OUTLIER * usual)
         self.stride = stride_for(1e9 / max(1.0, self._mean_ns), self.allowed) if self.allowed > 0 else 1 << 30
         marked = (ordinal, step.number) in self.must_keep
@@ -207,8 +208,11 @@ class Spans:
             early = range(first, min(_FIRST, after)) if ordinal < _CROWD else ()
             chosen.update(early, range(first + -first % self.stride, after, self.stride))
         if added(block.durations)[1] > outlying:
-            late = (n for n, d in enumerate(block.durations, first) if d > outlying and n >= _FIRST)
-            chosen.update(n for n in late if n not in chosen and self._outliers.take(1, block.starts[n - first + 1]))
+            for at in [at for at, spent in enumerate(block.durations) if spent > outlying]:
+                number, start, end = first + at, *block.starts[at : at + 2]
+                new = number >= _FIRST and number not in chosen and _is_outlier(start, end, outlying)
+                if new and self._outliers.take(1, end):
+                    chosen.add(number)
         return [n - first for n in sorted(chosen)]
 
     def step(self, step: Step, recorder: Recorder, attributes: dict[str, Any]) -> Context:
@@ -323,6 +327,11 @@ class Spans:
             names.SPAN_RUN, self._segment_start, attributes, links=links, ids=self._run_ids(self._segment)
         )
         self._end(span, end, error)
+
+
+def _is_outlier(start: int, end: int, limit: float) -> bool:
+    """Whether a step took so long by itself: not because it waited for our own work."""
+    return end - start > limit > 0 and end - start - held_ns(start, end) > limit
 
 
 def _said(attributes: Mapping[Any, Any]) -> dict[str, Any]:

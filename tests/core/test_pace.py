@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import warnings
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,6 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     ours = Clock()
     pace.hurry(on=False)
     monkeypatch.setattr(pace._state, "unasked", 0)
+    monkeypatch.setattr(pace._state, "slices", deque())
     monkeypatch.setattr(time, "sleep", ours.rest)
     monkeypatch.setattr(time, "perf_counter_ns", lambda: ours.now_ns)
     yield ours
@@ -85,6 +87,23 @@ def test_need_is_asked_for_now_and_then(clock: Clock) -> None:
             ours.rest()
 
     assert (len(clock.rests_ms), clock.offers) == (16, 1 + 4)
+
+
+def test_how_long_we_worked_of_a_time(clock: Clock) -> None:
+    """Of any time, our slices that lie in it are told, and no rest between them."""
+    with Pace() as ours:
+        for wanted in (False, True):  # a slice is over whether a rest follows or not
+            clock.wanted = wanted
+            clock.work(0.5)
+            ours.rest()
+        clock.work(0.1)
+
+    slices = list(pace._state.slices)
+    assert [end - start for start, end in slices] == [510_000, 700_000, 100_000]  # what was offered is in them
+    (first, _), (_, done), (again, last) = slices
+    assert pace.held_ns(first - 50, last + 50) == 1_310_000
+    assert pace.held_ns(first + 200_000, done + 10) == 1_010_000
+    assert pace.held_ns(done, again) == 0
 
 
 @pytest.mark.parametrize("on", [True, False])

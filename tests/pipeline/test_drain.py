@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 from otel_ml.core.context import optimizers, recorders
 from otel_ml.core.deferred import Deferred, Values
 from otel_ml.core.recorder import DEVICE_TRAIN
 from otel_ml.testing import Captured, FakeClock, capture
+from tests.faults.processes import once
 from tests.loops import end
 from tests.loops import train as train_by_hand
 
@@ -117,3 +120,19 @@ def test_what_waits_is_a_few_milliseconds() -> None:
         seen.turn()
         assert seen.run.totals.steps == 349
         end(clock)
+
+
+def test_a_run_begins_before_its_time() -> None:
+    """What is to be told first does not wait for the thread's next turn to be due."""
+    clock = FakeClock()
+    with capture(clock=clock) as seen:
+        drain = seen.run.drain
+        drain._tick_s, drain._prepared = 3600.0, True
+        drain.start()
+        train_by_hand(clock, [1.0] * 5)
+        once(lambda: drain.active, "the run's begin")
+        drain.stop()
+        once(lambda: not any(t.name == "otel-ml-drain" for t in threading.enumerate()), "the thread's end")
+        end(clock)
+
+    assert [row["ml.step.number"] for row in seen.steps()] == list(range(5))

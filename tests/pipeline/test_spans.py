@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,9 +13,11 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
 
 from otel_ml import names
+from otel_ml.core import pace as slices
 from otel_ml.core import recorder as r
 from otel_ml.core.context import recorders
 from otel_ml.core.identity import run_trace_id, step_trace_id
+from otel_ml.core.pace import Pace
 from otel_ml.testing import RUN_ID, Captured, FakeClock, capture
 from tests.loops import STEP, end, nothing, train
 
@@ -202,6 +206,26 @@ def test_an_outlier_is_kept(pace: float) -> None:
         end(clock)
     kept = [span["attributes"][names.STEP_NUMBER] for span in seen.named(names.SPAN_STEP)]
     assert [number for number in kept if 295 < number < 308 and number % 16] == [301]
+
+
+@pytest.mark.parametrize("pace", [1.0, 0.01])
+def test_a_step_that_waited_for_us_is_no_outlier(pace: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that was long because our own thread worked meanwhile becomes no trace for that."""
+    clock = FakeClock()
+    monkeypatch.setattr(slices._state, "slices", deque())
+    monkeypatch.setattr(time, "perf_counter_ns", clock)
+
+    def work_in_between() -> None:
+        with Pace(on=False):
+            clock.advance(6 * STEP * pace)
+
+    with capture(clock=clock) as seen:
+        train(clock, [1.0] * 301, pace=pace)
+        train(clock, [1.0], work_in_between, pace=pace)
+        train(clock, [1.0] * 200, pace=pace)
+        end(clock)
+    kept = [span["attributes"][names.STEP_NUMBER] for span in seen.named(names.SPAN_STEP)]
+    assert [number for number in kept if 295 < number < 308 and number % 16] == []
 
 
 @pytest.mark.parametrize("sampler", ["half", "a quarter of the roots"])
