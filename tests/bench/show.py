@@ -45,7 +45,8 @@ def _median(key: str, scale: float = 1) -> Callable[[Row, Row | None], str]:
 
 COST: tuple[Column, ...] = (
     ("step + µs [quartiles]", _quartiles("added_wall_us")),
-    ("ratio to plain", lambda row, _: f"{row.figures['ratio'].median:.3f}" if row.figures else ""),
+    ("evened + µs", _quartiles("even_wall_us")),
+    ("ratio to plain", lambda row, _: f"{row.figures['even_ratio'].median:.3f}" if row.figures else ""),
     ("median + µs", _median("added_median_us")),
     ("p99 µs", _median("p99_us")),
     ("p99.9 µs", lambda row, _: f"{row.p999_pooled_us:,.0f}" if row.figures else ""),
@@ -86,9 +87,9 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
         step = plain.figures["wall_us"]
         notes.append(f"plain: {step.median:,.1f} µs a step [{step.low:,.1f}..{step.high:,.1f}]")
     if control := by.get("plain2"):
+        raw, even = (resolution(control, key) for key in ("added_wall_us", "even_wall_us"))
         notes.append(
-            f"resolution (plain against plain): {resolution(control, 'added_wall_us'):,.1f} µs a step; "
-            "“≤” marks what is no larger"
+            f"resolution (plain against plain): {raw:,.1f} µs a step, {even:,.1f} evened; “≤” marks what is no larger"
         )
     notes += [f"{t.promise}: {t.measured}, {t.verdict}" for t in judged]
     notes += [f"failed: {row.title}: {words}" for row in found for words in row.failed]
