@@ -43,6 +43,10 @@ def _median(key: str, scale: float = 1) -> Callable[[Row, Row | None], str]:
     return lambda row, _: _figure(row.figures[key].median * scale) if row.figures else ""
 
 
+def _surely(spread: Spread) -> str:
+    return f"{spread.median:.2f} [{spread.least:.2f} to {spread.most:.2f}]"
+
+
 COST: tuple[Column, ...] = (
     ("step + µs [quartiles]", _quartiles("added_wall_us")),
     ("evened + µs", _quartiles("even_wall_us")),
@@ -91,6 +95,9 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
         notes.append(
             f"resolution (plain against plain): {raw:,.1f} µs a step, {even:,.1f} evened; “≤” marks what is no larger"
         )
+    if probed := [row for row in by.values() if row.condition != "plain" and row.figures["probe_us"].median]:
+        said = ", ".join(f"{row.title} {_surely(row.figures['added_probe_us'])}" for row in probed)
+        notes.append(f"the probe, µs over plain's {by['plain'].figures['probe_us'].median:.1f}: {said}")
     notes += [f"{t.promise}: {t.measured}, {t.verdict}" for t in judged]
     notes += [f"failed: {row.title}: {words}" for row in found for words in row.failed]
     notes += [f"NOT the same work: {row.title} ended at another loss than plain" for row in found if not row.same_work]
