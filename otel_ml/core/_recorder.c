@@ -225,6 +225,8 @@ Fields_dealloc(RecorderFields *self)
     Py_CLEAR(self->seen);
     Py_CLEAR(self->expected);
     Py_CLEAR(self->merged_from);
+    Py_CLEAR(self->alone);
+    Py_CLEAR(self->set);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -394,13 +396,15 @@ PyInit__recorder(void)
 {
     core = &the_core;
     core->changes++;
+    core->zero = PyLong_FromLong(0);
+    core->unknown = PyLong_FromLong(-1);
     core->name_recorder = PyUnicode_InternFromString("recorder");
     core->name_candidate = PyUnicode_InternFromString("candidate");
     core->name_edge = PyUnicode_InternFromString("edge");
     core->name_turn = PyUnicode_InternFromString("turn");
     core->fields = (PyTypeObject *)PyType_FromSpec(&fields_spec);
     events_type = (PyTypeObject *)PyType_FromSpec(&events_spec);
-    if (!events_type || !core->name_recorder || !core->name_candidate || !core->name_edge || !core->name_turn || !core->fields)
+    if (!events_type || !core->zero || !core->unknown || !core->name_recorder || !core->name_candidate || !core->name_edge || !core->name_turn || !core->fields)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)

@@ -14,6 +14,9 @@
 #error "nothing here locks: it counts on the interpreter lock"
 #endif
 
+/* What a step does not come by stands apart from what it does: each line of code that it touches it has to fetch. */
+#define COLD __attribute__((cold, noinline, unused))
+
 enum { WIDTH = 5 };
 enum { CLOSED, FETCHED, OPEN, TURNED, DONE };
 
@@ -42,6 +45,7 @@ typedef struct {
     PyObject *seen;
     PyObject *expected;
     PyObject *merged_from;
+    PyObject *alone, *set; /* the optimizer that last made a round by itself, and the set of it */
 } RecorderFields;
 
 typedef struct {
@@ -52,6 +56,8 @@ typedef struct {
     PyObject *swallow;    /* takes a place and an error of ours that goes no further */
     PyObject *clock;      /* tells the time instead of the kernel; NULL but in tests */
     unsigned long changes; /* how often a thread's recorder, or an object's number, has ceased to be its own */
+    PyObject *zero;        /* the empty set */
+    PyObject *unknown;     /* -1: the number of what has none */
     PyObject *name_recorder, *name_candidate, *name_edge, *name_turn;
 } Core;
 
@@ -66,22 +72,27 @@ find_core(void)
     return core == NULL ? -1 : 0;
 }
 
+static COLD long long
+told_time(void)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace); /* what the program's own code raised */
+    PyObject *clock = core->clock;
+    Py_INCREF(clock);
+    PyObject *told = PyObject_CallNoArgs(clock);
+    long long at = told == NULL ? -1 : PyLong_AsLongLong(told);
+    Py_DECREF(clock);
+    Py_XDECREF(told);
+    PyErr_Restore(type, value, trace);
+    return at;
+}
+
 /* `time.perf_counter_ns()`, which reads this clock on Linux. */
 static inline long long
 now(void)
 {
-    if (core->clock != NULL) {
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace); /* what the program's own code raised */
-        PyObject *clock = core->clock;
-        Py_INCREF(clock);
-        PyObject *told = PyObject_CallNoArgs(clock);
-        long long at = told == NULL ? -1 : PyLong_AsLongLong(told);
-        Py_DECREF(clock);
-        Py_XDECREF(told);
-        PyErr_Restore(type, value, trace);
-        return at;
-    }
+    if (core->clock != NULL)
+        return told_time();
     struct timespec at;
     clock_gettime(CLOCK_MONOTONIC, &at);
     return at.tv_sec * 1000000000LL + at.tv_nsec;
@@ -89,7 +100,7 @@ now(void)
 
 /* After a call that may have run Python: whether what it raised goes on into the program, as it would from a hook in
    Python. An error of ours does not, but where we are tested; what a signal's handler raises does. */
-static inline int
+static COLD int
 must_raise(const char *place)
 {
     if (!PyErr_Occurred())
@@ -126,14 +137,9 @@ static __thread struct {
     unsigned long at;
 } known_here;
 
-/* This thread's recorder, a new reference; NULL where there can be none, with an error where that must be raised. */
-static inline RecorderFields *
-this_thread(void)
+static COLD RecorderFields *
+found_here(void)
 {
-    if (known_here.at == core->changes) {
-        Py_INCREF(known_here.recorder);
-        return known_here.recorder;
-    }
     PyObject *found = core->local == NULL ? NULL : PyObject_GetAttr(core->local, core->name_recorder);
     if (found == NULL) {
         PyErr_Clear(); /* it has none yet */
@@ -154,38 +160,68 @@ this_thread(void)
     return (RecorderFields *)found;
 }
 
+/* This thread's recorder, a new reference; NULL where there can be none, with an error where that must be raised. */
+static inline RecorderFields *
+this_thread(void)
+{
+    if (known_here.at != core->changes)
+        return found_here();
+    Py_INCREF(known_here.recorder);
+    return known_here.recorder;
+}
+
+/* Make room for one more event at least; -1, without an error, where there is no memory. */
+static COLD int
+grow(Events *self)
+{
+    Py_ssize_t room = self->room ? 2 * self->room : self->expected + 64;
+    Event *events = PyMem_RawRealloc(self->events, room * sizeof(Event));
+    if (events == NULL)
+        return -1;
+    self->events = events;
+    self->room = room;
+    return 0;
+}
+
 /* Append one event; -1, without an error, where there is no memory. */
 static inline int
 append(Events *self, long code, long long start, long long end, PyObject *a, PyObject *b)
 {
-    if (self->count == self->room) {
-        Py_ssize_t room = self->room ? 2 * self->room : self->expected + 64;
-        Event *events = PyMem_RawRealloc(self->events, room * sizeof(Event));
-        if (events == NULL)
-            return -1;
-        self->events = events;
-        self->room = room;
-    }
+    if (self->count == self->room && grow(self) < 0)
+        return -1;
     Py_INCREF(a);
     Py_INCREF(b);
     self->events[self->count++] = (Event){start, end, a, b, code};
     return 0;
 }
 
+static COLD void
+drop(RecorderFields *self, int unmade)
+{
+    if (unmade)
+        PyErr_Clear(); /* the program's to meet, where it asks for memory */
+    self->dropped++;
+}
+
 /* Append one event, or count it as dropped when the recorder or the memory is full; a value may be NULL: no memory. */
 static inline void
 record(RecorderFields *self, long code, long long start, long long end, PyObject *a, PyObject *b)
 {
-    if (a == NULL || b == NULL)
-        PyErr_Clear(); /* the program's to meet, where it asks for memory */
-    else if (self->buffer->count * WIDTH < self->limit && append(self->buffer, code, start, end, a, b) == 0)
-        return;
-    self->dropped++;
+    if (a == NULL || b == NULL || self->buffer->count * WIDTH >= self->limit
+        || append(self->buffer, code, start, end, a, b) < 0)
+        drop(self, a == NULL || b == NULL);
+}
+
+static inline void
+hold(PyObject **field, PyObject *value)
+{
+    Py_XINCREF(value);
+    Py_XSETREF(*field, value);
 }
 
 /* These three: -1 with an error where one must be raised. */
 
-static inline int
+static COLD int
 ask(RecorderFields *self, PyObject *name, PyObject *argument)
 {
     PyObject *answer = argument == NULL ? PyObject_CallMethodNoArgs((PyObject *)self, name)
@@ -200,11 +236,9 @@ candidate(RecorderFields *self)
 {
     if (self->state == DONE) {
         self->number++;
-        Py_XINCREF(self->seen);
-        Py_XSETREF(self->expected, self->seen);
-        Py_XINCREF(self->seen);
-        Py_XSETREF(self->merged_from, self->seen);
-        Py_XSETREF(self->seen, PyLong_FromLong(0));
+        hold(&self->expected, self->seen);
+        hold(&self->merged_from, self->seen);
+        hold(&self->seen, core->zero);
         self->state = OPEN;
     }
     else if (self->state < OPEN) {
@@ -235,9 +269,8 @@ bits(PyObject *set)
     return overflow ? -1 : value;
 }
 
-/* `Recorder.turn()`: an optimizer has taken its turn. */
-static inline int
-turn(RecorderFields *self, PyObject *optimizer)
+static COLD int
+turn_of_any(RecorderFields *self, PyObject *optimizer)
 {
     long index = PyLong_AsLong(optimizer);
     long long seen = bits(self->seen), expected = bits(self->expected), merged = bits(self->merged_from);
@@ -256,14 +289,29 @@ turn(RecorderFields *self, PyObject *optimizer)
     }
     self->number += completes - rejoins;
     if (completes) {
-        Py_XINCREF(self->seen);
-        Py_XSETREF(self->expected, self->seen);
+        hold(&self->expected, self->seen);
         expected = seen;
     }
-    Py_INCREF(Py_None);
-    Py_XSETREF(self->merged_from, Py_None);
+    hold(&self->merged_from, Py_None);
     Py_XSETREF(self->seen, now_seen);
+    if (round == one) {
+        hold(&self->alone, optimizer);
+        hold(&self->set, now_seen);
+    }
     self->state = (round & expected) == expected ? DONE : TURNED;
+    return 0;
+}
+
+/* `Recorder.turn()`: an optimizer has taken its turn. */
+static inline int
+turn(RecorderFields *self, PyObject *optimizer)
+{
+    if (optimizer != self->alone || self->seen != core->zero || self->expected != self->set
+        || (self->merged_from != self->set && self->merged_from != Py_None) || Py_TYPE(self) != core->plain)
+        return turn_of_any(self, optimizer);
+    hold(&self->seen, self->set); /* it is the only one, as in the round before */
+    hold(&self->merged_from, Py_None);
+    self->state = DONE;
     return 0;
 }
 

@@ -10,7 +10,7 @@ from otel_ml.core.context import recorders
 from otel_ml.core.native import load
 from otel_ml.core.recorder import BACKWARD, OPEN
 from otel_ml.errors import swallow
-from otel_ml.instrument.torch.hidden import hide, hide_deep
+from otel_ml.instrument.torch.hidden import hide, hide_deep, takes
 from otel_ml.instrument.torch.values import scalar
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["install"]
 
 _native = load("otel_ml.instrument.torch._hooks")
+_PARAMETERS = ("tensors", "grad_tensors", "retain_graph", "create_graph", "grad_variables", "inputs")
 
 
 def install(torch: Any, patches: Patches) -> None:
@@ -30,9 +31,24 @@ def install(torch: Any, patches: Patches) -> None:
     if _native is not None:
         timed = _native.backward(original, tensor, functions, dispatches, hide_deep(_read))
 
-        @functools.wraps(original)
-        def backward(*args: Any, **kwargs: Any) -> Any:
-            return timed(args, kwargs)
+        if takes(original, *_PARAMETERS, defaults=(None, None, False, None, None)):
+
+            @functools.wraps(original)
+            def backward(
+                tensors: Any,
+                grad_tensors: Any = None,
+                retain_graph: Any = None,
+                create_graph: Any = False,  # noqa: FBT002 - torch's signature
+                grad_variables: Any = None,
+                inputs: Any = None,
+            ) -> Any:
+                return timed(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
+
+        else:
+
+            @functools.wraps(original)
+            def backward(*args: Any, **kwargs: Any) -> Any:
+                return timed(*args, **kwargs)
 
     else:
         local = recorders.local

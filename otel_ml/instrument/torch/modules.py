@@ -94,6 +94,7 @@ class Roots:
         hide_deep(_inside_a_module)
         if _native is not None:
             _native.show(hide(_shown_get))
+            _native.find_in(torch._C.__file__)
         for name in ("arm", "_disarm", "_met", "_describe", "_in_place"):
             hide_deep(vars(Roots)[name])
 

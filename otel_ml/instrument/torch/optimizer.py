@@ -16,7 +16,7 @@ from otel_ml.core.context import optimizers, recorders
 from otel_ml.core.native import load
 from otel_ml.core.recorder import BUILD, CLIP, OPEN, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
 from otel_ml.errors import guard, swallow
-from otel_ml.instrument.torch.hidden import hide, hide_deep
+from otel_ml.instrument.torch.hidden import hide, hide_deep, takes
 from otel_ml.instrument.torch.values import scalar
 
 if TYPE_CHECKING:
@@ -136,9 +136,17 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
     if _native is not None:
         zero = _native.zero_grad(original_zero, numbers)
 
-        @functools.wraps(original_zero)
-        def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return original_zero(self, *args, **kwargs) if compiling() else zero(self, args, kwargs)
+        if takes(original_zero, "self", "set_to_none", defaults=(True,)):
+
+            @functools.wraps(original_zero)
+            def zero_grad(self: Any, set_to_none: Any = True) -> Any:  # noqa: FBT002 - torch's signature
+                return original_zero(self, set_to_none) if compiling() else zero(self, set_to_none)
+
+        else:
+
+            @functools.wraps(original_zero)
+            def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return original_zero(self, *args, **kwargs) if compiling() else zero(self, *args, **kwargs)
 
     else:
 
