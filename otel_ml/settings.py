@@ -203,7 +203,7 @@ class Settings:
 
     enabled: bool = _setting("ENABLED", "1", _flag, "0 switches all of otel-ml off.", example="0")
     native: bool = _setting(
-        "NATIVE", "1", _flag, "0 has hooks run as Python where they were compiled: some 7 µs more a step.", example="0"
+        "NATIVE", "1", _flag, "0 has hooks run as Python where they were compiled: some 8 µs more a step.", example="0"
     )
     summary: bool = _setting("SUMMARY", "1", _flag, "0 prints no summary when a run ends.", example="0")
     verbose: bool = _setting(

@@ -1,6 +1,6 @@
 """The parts of the hot path that are written in C, where they were built.
 
-A step's hooks cost half as much with them: between torch's operations everything is cold, and
+A step's hooks cost less than half as much with them: between torch's operations everything is cold, and
 C touches less. Everything else is the same, and works without them: where there is no compiler,
 outside Linux, with `OTEL_ML_NATIVE=0`, and in a source tree that has changed since it was
 installed. `otel-ml doctor` says which it is.
