@@ -257,7 +257,10 @@ def _exporter(name: str, signal: Any) -> Any:
 
 
 class Providers:
-    """The three providers everything leaves through; `made` names the signals whose provider is ours."""
+    """The three providers everything leaves through.
+
+    `made` names the signals whose provider is ours, `stored` those that the local store hears.
+    """
 
     def __init__(self, tracer: Any, meter: Any, logger: Any, *, made: set[str]) -> None:
         self.tracer = tracer
@@ -268,7 +271,7 @@ class Providers:
         self._readers: list[MetricReader] = []
         self._kept: list[Any] = []  # the store's own processors
         self._writer: Any = None
-        self._stored: set[str] = set()
+        self.stored: set[str] = set()
         self._ledger: Any = None
 
     @classmethod
@@ -307,13 +310,13 @@ class Providers:
         self.made.discard(signal)
         if self._ledger is not None:
             self._ledger.owed.discard(_TABLES[signal])
-        if signal in self._stored:
+        if signal in self.stored:
             self._store(signal)
         return provider
 
     def store(self, writer: Any, signals: set[str]) -> None:
         """Have the local store hear these signals."""
-        self._writer, self._stored = writer, signals
+        self._writer, self.stored = writer, signals
         for signal in signals:
             self._store(signal)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -95,9 +96,8 @@ class Run:
             anchor=self.anchor,
             watch=watch,
         )
-        self.drain = Drain(
-            self.telemetry, prepare=writer.prepare if writer else _nothing, started=self._begin, keep=providers.keep
-        )
+        prepare = functools.partial(writer.prepare, signals=bool(providers.stored)) if writer else _nothing
+        self.drain = Drain(self.telemetry, prepare=prepare, started=self._begin, keep=providers.keep)
         self.logs = Logs(providers.logger, theirs="logs" not in providers.made)
         self.pid = os.getpid()
         self.done = threading.Event()

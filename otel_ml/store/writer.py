@@ -162,15 +162,20 @@ class StoreWriter:
         path = self._path
         return 0 if path is None or self._foreign() else bytes_of(path)
 
-    def prepare(self) -> None:
-        """Do early what the first export needs: some 50 ms that no training step then meets."""
+    def prepare(self, *, signals: bool = True) -> None:
+        """Do early what the first export needs: some 50 ms that no training step then meets.
+
+        Args:
+            signals: whether there will be any; else the run's end is all that is written, which encodes nothing.
+        """
         import sqlite3  # noqa: F401
 
-        from opentelemetry.exporter.otlp.proto.common import (  # noqa: F401
-            _log_encoder,
-            metrics_encoder,
-            trace_encoder,
-        )
+        if signals:
+            from opentelemetry.exporter.otlp.proto.common import (  # noqa: F401
+                _log_encoder,
+                metrics_encoder,
+                trace_encoder,
+            )
 
         from otel_ml.store import runs  # noqa: F401
 

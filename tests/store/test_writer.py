@@ -718,3 +718,18 @@ os._exit(0)
     out, err = child.communicate(timeout=60)
 
     assert out == "[]\n", err
+
+
+def test_without_signals_no_encoder_is_prepared(script: Callable[[str], subprocess.Popen[str]]) -> None:
+    """Where no signal goes to the store, its encoders are not imported: no import of the program's waits for that."""
+    child = script(
+        """
+one = Program(runs, gate=False)
+one.writer.prepare(signals=False)
+print([name for name in ("sqlite3", "opentelemetry.proto.common") if name in sys.modules], flush=True)
+os._exit(0)
+"""
+    )
+    out, err = child.communicate(timeout=60)
+
+    assert out == "['sqlite3']\n", err
