@@ -10,7 +10,8 @@ from otel_ml.core.context import recorders
 from otel_ml.core.native import load
 from otel_ml.core.recorder import BACKWARD, OPEN
 from otel_ml.errors import swallow
-from otel_ml.instrument.torch.hidden import hide, hide_deep, takes
+from otel_ml.instrument.patching import takes
+from otel_ml.instrument.torch.hidden import hide, hide_deep
 from otel_ml.instrument.torch.values import scalar
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ Uses torch's C level only, so `torch._dynamo` is not imported before the program
 
 from __future__ import annotations
 
-import inspect
 import sys
 from typing import Any, TypeVar
 
-__all__ = ["hide", "hide_deep", "takes", "tracing"]
+__all__ = ["hide", "hide_deep", "tracing"]
 
 F = TypeVar("F")
 
@@ -32,18 +31,6 @@ def hide_deep(function: F) -> F:
     frames, strategy = _strategy(recursive=True)
     frames.set_code_exec_strategy(function.__code__, strategy)  # type: ignore[attr-defined]
     return function
-
-
-def takes(function: Any, *names: str, defaults: tuple[Any, ...]) -> bool:
-    """Whether a function's parameters are these: one of ours that says so itself is called at less cost."""
-    code = getattr(function, "__code__", None)
-    return (
-        code is not None
-        and code.co_varnames[: code.co_argcount] == names
-        and function.__defaults__ == defaults
-        and not code.co_kwonlyargcount
-        and not code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
-    )
 
 
 def tracing() -> bool:

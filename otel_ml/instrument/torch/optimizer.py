@@ -16,7 +16,8 @@ from otel_ml.core.context import optimizers, recorders
 from otel_ml.core.native import load
 from otel_ml.core.recorder import BUILD, CLIP, OPEN, OPTIMIZER_WORK, SCALER, STEP, ZERO_GRAD
 from otel_ml.errors import guard, swallow
-from otel_ml.instrument.torch.hidden import hide, hide_deep, takes
+from otel_ml.instrument.patching import takes
+from otel_ml.instrument.torch.hidden import hide, hide_deep
 from otel_ml.instrument.torch.values import scalar
 
 if TYPE_CHECKING:

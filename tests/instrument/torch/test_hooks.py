@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -16,7 +15,7 @@ from otel_ml.core import recorder as r
 from otel_ml.core.context import recorders
 from otel_ml.core.native import load
 from otel_ml.core.recorder import Recorder
-from otel_ml.instrument.torch.hidden import takes
+from otel_ml.instrument.patching import takes
 from otel_ml.testing import capture
 
 hooks = load("otel_ml.instrument.torch._hooks")
@@ -129,7 +128,6 @@ def test_a_loss_that_is_seen_negated_is_read_as_it_is() -> None:
         flat = recorders.mine().buffer[:]
     read = [flat[at + 3] for at in range(0, len(flat), r.WIDTH) if flat[at] == r.BACKWARD]
     assert read == [loss.item() for loss in losses]
-    assert not math.isnan(sum(read))
 
 
 def test_takes() -> None:
