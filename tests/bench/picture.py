@@ -30,8 +30,8 @@ line { stroke: #24292f; stroke-width: 1.5 }
 def bars(title: str, found: Sequence[Row]) -> str:
     """Draw the microseconds that each condition adds to a step, least first, quartiles as whiskers."""
     kept = [row for row in found if row.figures and not row.condition.startswith("plain")]
-    kept.sort(key=lambda row: row.figures["even_wall_us"].median)
-    longest = max((row.figures["even_wall_us"].high for row in kept), default=1.0) or 1.0
+    kept.sort(key=lambda row: row.figures["added_wall_us"].median)
+    longest = max((row.figures["added_wall_us"].high for row in kept), default=1.0) or 1.0
     room = WIDTH - LABELS - 130
 
     def x(value: float) -> float:
@@ -44,14 +44,14 @@ def bars(title: str, found: Sequence[Row]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         f"<title>{escape(title)}</title><style>{STYLE}</style>",
         f'<text class="title" x="12" y="24">{escape(title)}</text>',
-        f'<text class="quiet" x="12" y="43">{under}medians over fresh processes, evened; whiskers are quartiles</text>',
+        f'<text class="quiet" x="12" y="43">{under}median over fresh processes, whiskers are quartiles</text>',
     ]
     for i, row in enumerate(kept):
-        added = row.figures["even_wall_us"]
+        added = row.figures["added_wall_us"]
         y = TOP + i * (BAR + GAP)
         middle, kind = y + BAR / 2, ' class="ours"' if row.ours else ""
         length = max(1.0, x(added.median) - LABELS)
-        value = f"{added.median:+,.0f} µs · \N{MULTIPLICATION SIGN}{row.figures['even_ratio'].median:.2f}"
+        value = f"{added.median:+,.0f} µs · \N{MULTIPLICATION SIGN}{row.figures['ratio'].median:.2f}"
         parts += [
             f'<text{kind} x="{LABELS - 10}" y="{middle + 4.5}" text-anchor="end">{escape(row.title)}</text>',
             f'<rect{kind} x="{LABELS}" y="{y}" width="{length:.1f}" height="{BAR}" rx="3"/>',

@@ -50,7 +50,7 @@ def _surely(spread: Spread) -> str:
 COST: tuple[Column, ...] = (
     ("step + µs [quartiles]", _quartiles("added_wall_us")),
     ("evened + µs", _quartiles("even_wall_us")),
-    ("ratio to plain", lambda row, _: f"{row.figures['even_ratio'].median:.3f}" if row.figures else ""),
+    ("ratio to plain", lambda row, _: f"{row.figures['ratio'].median:.3f}" if row.figures else ""),
     ("median + µs", _median("added_median_us")),
     ("p99 µs", _median("p99_us")),
     ("p99.9 µs", lambda row, _: f"{row.p999_pooled_us:,.0f}" if row.figures else ""),
