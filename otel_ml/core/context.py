@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -48,6 +49,7 @@ class Registry:
         self.numbers: dict[int, int] = {}
         self.labels: list[str] = []
         self.facts: list[dict[str, Any]] = []
+        self._alike: Counter[str] = Counter()
         self._references: dict[int, weakref.ref[Any]] = {}
         self._lock = threading.Lock()
 
@@ -60,7 +62,8 @@ class Registry:
         with self._lock:
             number = len(self.labels)
             name = name or type(thing).__name__
-            alike = sum(1 for label in self.labels if label.partition("#")[0] == name)
+            alike = self._alike[name]
+            self._alike[name] += 1
             self.labels.append(f"{name}#{alike + 1}" if alike else name)
             self.facts.append({})
             self.numbers[key] = number
@@ -74,6 +77,7 @@ class Registry:
             changed()
             self.labels.clear()
             self.facts.clear()
+            self._alike.clear()
             self._references.clear()
 
     def _forget(self, key: int, _: object) -> None:

@@ -272,3 +272,6 @@ def test_a_registry_numbers_by_identity() -> None:
     assert list(registry.numbers.values()) == [1]
     assert registry.number(Model()) == 2
     assert registry.labels == ["Model", "Model#2", "Model#3"]
+    registry.restart()
+    assert [registry.number(second), registry.number(Model())] == [0, 1]
+    assert registry.labels == ["Model", "Model#2"]
