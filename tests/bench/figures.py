@@ -85,6 +85,7 @@ ADDED: dict[str, Callable[[Run], float]] = {
     "added_median_us": lambda r: r.median_us,
     "added_cpu_us": lambda r: r.cpu_us,
     "added_main_cpu_us": lambda r: r.main_cpu_us,
+    "added_wait_us": lambda r: r.wall_us - r.main_cpu_us,
     "added_background": lambda r: r.background,
     "added_rss_mb": lambda r: r.rss_mb,
     "added_startup_ms": lambda r: r.startup_ms,

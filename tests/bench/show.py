@@ -52,6 +52,7 @@ COST: tuple[Column, ...] = (
     ("evened + µs", _quartiles("even_wall_us")),
     ("ratio to plain", lambda row, _: f"{row.figures['ratio'].median:.3f}" if row.figures else ""),
     ("median + µs", _median("added_median_us")),
+    ("wait + µs", _median("added_wait_us")),
     ("p99 µs", _median("p99_us")),
     ("p99.9 µs", lambda row, _: f"{row.p999_pooled_us:,.0f}" if row.figures else ""),
     ("max µs", lambda row, _: f"{row.max_pooled_us:,.0f}" if row.figures else ""),
@@ -98,6 +99,9 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
     if probed := [row for row in by.values() if row.condition != "plain" and row.figures["probe_us"].median]:
         said = ", ".join(f"{row.title} {_surely(row.figures['added_probe_us'])}" for row in probed)
         notes.append(f"the probe, µs over plain's {by['plain'].figures['probe_us'].median:.1f}: {said}")
+    if beside := [row for row in by.values() if row.condition != "plain"]:
+        said = ", ".join(f"{row.title} {_surely(row.figures['added_wait_us'])}" for row in beside)
+        notes.append(f"waits of the program's thread, µs a step over plain's: {said}")
     notes += [f"{t.promise}: {t.measured}, {t.verdict}" for t in judged]
     notes += [f"failed: {row.title}: {words}" for row in found for words in row.failed]
     notes += [f"NOT the same work: {row.title} ended at another loss than plain" for row in found if not row.same_work]
