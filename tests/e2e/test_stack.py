@@ -179,7 +179,7 @@ def test_beside_load(stack: Stack, tmp_path: Path) -> None:
             "--rate=5000", "--duration=30s", "--service=load",
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OTEL_BSP_MAX_QUEUE_SIZE": "300000"},  # else the generator itself drops what it has no time for
+        env=os.environ | {"OTEL_BSP_MAX_QUEUE_SIZE": "300000"},  # else it drops what it has no time to send
     )  # fmt: skip
     with load:
         sends(stack, tmp_path, "beside-load", "observed.py")
