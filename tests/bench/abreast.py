@@ -1,0 +1,233 @@
+"""`python -m tests.bench.abreast`: a loop alone and under `otel-ml run`, both alive at once, some steps each in turn.
+
+Two processes one after the other differ by 4 %, because a machine that is shared changes its
+speed from second to second and has cores of different speed, on one of which a process stays.
+Here two fresh processes go by turns of some 7 ms on the same core, which changes every 20 turns;
+whoever's turn it is not is stopped whole (SIGSTOP). Memory that was freed stays with them: how
+much of it goes back to the kernel each step is luck. What is left is a tenth of the noise.
+
+A step lasts until the program comes back to the stopwatch, and a turn's first one from when its
+process was told to go on, so that nothing a condition does is left out. A stopped process's clock
+goes on: what we do by the clock comes twice as often a step as in life, and all of it finds its
+caches cold after each turn. So this shows rather more than what we cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from otel_ml.store.reader import RunReader
+from otel_ml.store.runs import find_run
+from tests.bench import loops, show
+from tests.bench.figures import ENOUGH, Spread
+from tests.bench.load import MEANT_US, ROOT, fitting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STEPS = {"mlp": 10_000, "gpt": 400, "inference": 50_000, "jax_fast": 10_000, "jax_slow": 1000}
+TITLES = {"control": "plain over plain", "ours": "otel-ml over plain"}
+_TURN_US = 7000.0
+_ON_A_CORE = 20  # turns
+_SILENCE_S = 120.0
+_SAID = struct.Struct("<qd")
+_KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+
+
+class InTurn(loops.Stopwatch):
+    """Waits for its turn after so many steps, and tells when the last one ended."""
+
+    def __init__(self, steps: int, warmup: int) -> None:
+        super().__init__(steps, warmup)
+        self.turn = int(os.environ["BENCH_TURN"])
+        self.left = 1  # the first step is one by itself: both processes are then ready
+        self.done = 0
+        self.driver = socket.socket(socket.AF_UNIX)
+        self.driver.connect(os.environ["BENCH_DRIVER"])
+        self.driver.sendall(_SAID.pack(os.getpid(), warmup))
+
+    @property
+    def total(self) -> int:
+        """How many steps to run: the first, and whole turns."""
+        return 1 + loops.count(0)
+
+    def lap(self, value: float = 0.0) -> None:
+        """Note that a step ended."""
+        self.left -= 1
+        self.done += 1
+        if self.left:
+            return
+        self.driver.sendall(_SAID.pack(time.perf_counter_ns(), value))
+        self.left = self.turn
+        if self.done < self.total:
+            self.driver.recv(1)
+
+
+def inside(workload: str) -> None:
+    """Run the workload's loop, which knows nothing of it."""
+    loops.Stopwatch = InTurn  # type: ignore[misc]
+    importlib.import_module(f"tests.bench.workloads.{workload}").main()
+
+
+class Runner:
+    """One of the two processes; stopped but in its turn."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.log = folder / "log"
+        self.turns: list[int] = []
+        path = folder / "driver"
+        with socket.socket(socket.AF_UNIX) as door, self.log.open("wb") as output:
+            door.bind(str(path))
+            door.listen(1)
+            door.settimeout(_SILENCE_S)
+            environment = {**environment, "BENCH_DRIVER": str(path), "OTEL_ML_DIR": str(folder / "data")}
+            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+            self.pid = self.process.pid
+            try:
+                self.line, _ = door.accept()
+                self.line.settimeout(_SILENCE_S)
+                self.pid, warmup = self._said()
+                self.warmup = int(warmup)
+                self.value = self._said()[1]
+            except (OSError, SystemExit):
+                self.kill()
+                raise
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def _said(self) -> tuple[int, float]:
+        said = self.line.recv(_SAID.size)
+        if len(said) < _SAID.size:
+            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            sys.exit(f"a process ended too soon: {' '.join(last) or 'no output'}")
+        told: tuple[int, float] = _SAID.unpack(said)
+        return told
+
+    def take_turn(self, core: int) -> None:
+        """Let it run for a turn, on that core."""
+        os.sched_setaffinity(self.pid, {core})  # its first thread's alone
+        self.line.send(b"g")
+        began = time.perf_counter_ns()
+        os.kill(self.pid, signal.SIGCONT)
+        ended, self.value = self._said()
+        os.kill(self.pid, signal.SIGSTOP)
+        self.turns.append(ended - began)
+
+    def end(self) -> None:
+        """Let it end as it would."""
+        os.kill(self.pid, signal.SIGCONT)
+        if code := self.process.wait(_SILENCE_S):
+            sys.exit(f"a process ended with exit code {code}")
+
+    def kill(self) -> None:
+        """Leave nothing behind, stopped or not."""
+        for pid in {self.pid, self.process.pid}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def pair(other: str, workload: str, steps: int, turn: int, load: float, *, swapped: bool) -> tuple[float, float]:
+    """Microseconds a step of a plain process and of the other one, warm-up not counted."""
+    plain = [sys.executable, "-m", "tests.bench.abreast", "--inside", "--workload", workload]
+    watched = [str(Path(sys.executable).with_name("otel-ml")), "run", *plain[1:]]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "BENCH_"))}
+    told = {"BENCH_STEPS": str(steps), "BENCH_TURN": str(turn), "BENCH_LOAD": str(load)}
+    environment = {
+        **kept, **told, **_KEEPS_MEMORY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OTEL_ML_SUMMARY": "0",
+    }  # fmt: skip
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="otel-ml-bench-") as base, ExitStack() as stack:
+        runners = []
+        for name, command in (("plain", plain), ("other", watched if other == "ours" else plain)):
+            runners.append(Runner(command, Path(base) / name, environment))
+            stack.callback(runners[-1].kill)
+        in_turn = runners[::-1] if swapped else runners
+        for number in range(steps // turn):
+            for runner in in_turn:
+                runner.take_turn(cores[number // _ON_A_CORE % len(cores)])
+        for runner in runners:
+            runner.end()
+        if runners[0].value != runners[1].value:
+            sys.exit(f"NOT the same work: the last losses are {runners[0].value} and {runners[1].value}")
+        if other == "ours":
+            _check(runners[1].folder / "data", steps)
+        skipped = -(-runners[0].warmup // turn)
+        first, second = (sum(r.turns[skipped:]) / len(r.turns[skipped:]) / turn / 1e3 for r in runners)
+    return first, second
+
+
+def _check(folder: Path, steps: int) -> None:
+    (totals,) = RunReader(find_run(folder, None)).totals()
+    if (seen := totals.steps + totals.inference.count) < steps:
+        sys.exit(f"only {seen:,} steps were recorded: the figures are not what they say")
+
+
+def measured(workload: str, rounds: int, steps: int, load: float) -> Iterator[tuple[str, float, float]]:
+    """For each round and kind of pair, in a random order: the kind, a plain step's microseconds and the other's."""
+    turn = max(1, round(_TURN_US / MEANT_US[workload]))
+    steps -= steps % turn
+    shuffler = random.Random(0)
+    for _ in range(rounds):
+        for kind in shuffler.sample(sorted(TITLES), len(TITLES)):
+            yield kind, *pair(kind, workload, steps, turn, load, swapped=shuffler.random() < 0.5)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.abreast", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--workload", choices=sorted(STEPS), default="mlp")
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of each kind (9)")
+    parser.add_argument("--steps", type=int, help="of each process (the workload's own number)")
+    parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every pair's microseconds a step")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.inside:
+        inside(args.workload)
+        return
+    if args.rounds < ENOUGH:
+        parser.error(f"--rounds {args.rounds}: fewer than {ENOUGH} say nothing")
+    steps, load = args.steps or STEPS[args.workload], args.load or fitting(args.workload)
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in TITLES}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=show.console, transient=True) as progress:
+        task = progress.add_task(args.workload, total=args.rounds * len(TITLES))
+        for kind, plain, other in measured(args.workload, args.rounds, steps, load):
+            found[kind].append((plain, other))
+            progress.update(task, advance=1)
+    if args.json is not None:
+        args.json.write_text(json.dumps(found), encoding="ascii")
+    usual = Spread.of(plain for pairs in found.values() for plain, _ in pairs)
+    about = f"{args.rounds} pairs of {steps:,} steps, batches x {load:.3g}"
+    print(f"{args.workload}: {about}, {usual.median:.1f} µs a plain step")
+    for kind, title in TITLES.items():
+        more = Spread.of(other - plain for plain, other in found[kind])
+        ratio = Spread.of(other / plain for plain, other in found[kind])
+        print(
+            f"  {title:18}  {more.median:+.1f} µs [{more.least:+.1f}..{more.most:+.1f}],"
+            f" x {ratio.median:.4f} [{ratio.least:.4f}..{ratio.most:.4f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()
