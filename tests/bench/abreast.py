@@ -130,6 +130,11 @@ class Runner:
         os.kill(self.pid, signal.SIGSTOP)
         self.turns.append(ended - began)
 
+    def step_us(self, turn: int) -> float:
+        """Microseconds a step, without the turns that warmed up."""
+        counted = self.turns[-(-self.warmup // turn) :]
+        return sum(counted) / len(counted) / turn / 1e3
+
     def end(self) -> None:
         """Let it end as it would."""
         os.kill(self.pid, signal.SIGCONT)
@@ -155,23 +160,22 @@ def pair(other: str, workload: str, steps: int, turn: int, load: float, *, swapp
     }  # fmt: skip
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="otel-ml-bench-") as base, ExitStack() as stack:
-        runners = []
-        for name, command in (("plain", plain), ("other", watched if other == "ours" else plain)):
-            runners.append(Runner(command, Path(base) / name, environment))
-            stack.callback(runners[-1].kill)
-        in_turn = runners[::-1] if swapped else runners
+        commands = {"plain": plain, "other": watched if other == "ours" else plain}
+        runners = {}
+        for name in sorted(commands, reverse=swapped):
+            runners[name] = Runner(commands[name], Path(base) / name, environment)
+            stack.callback(runners[name].kill)
         for number in range(steps // turn):
-            for runner in in_turn:
+            for runner in runners.values():
                 runner.take_turn(cores[number // _ON_A_CORE % len(cores)])
-        for runner in runners:
+        for runner in runners.values():
             runner.end()
-        if runners[0].value != runners[1].value:
-            sys.exit(f"NOT the same work: the last losses are {runners[0].value} and {runners[1].value}")
+        first, second = runners["plain"], runners["other"]
+        if first.value != second.value:
+            sys.exit(f"NOT the same work: the last losses are {first.value} and {second.value}")
         if other == "ours":
-            _check(runners[1].folder / "data", steps)
-        skipped = -(-runners[0].warmup // turn)
-        first, second = (sum(r.turns[skipped:]) / len(r.turns[skipped:]) / turn / 1e3 for r in runners)
-    return first, second
+            _check(second.folder / "data", steps)
+    return first.step_us(turn), second.step_us(turn)
 
 
 def _check(folder: Path, steps: int) -> None:
@@ -208,6 +212,7 @@ def main() -> None:
     if args.rounds < ENOUGH:
         parser.error(f"--rounds {args.rounds}: fewer than {ENOUGH} say nothing")
     steps, load = args.steps or STEPS[args.workload], args.load or fitting(args.workload)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else stopped ones would stay behind
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in TITLES}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=show.console, transient=True) as progress:
