@@ -133,6 +133,8 @@ class Runner:
     def step_us(self, turn: int) -> float:
         """Microseconds a step, without the turns that warmed up."""
         counted = self.turns[-(-self.warmup // turn) :]
+        if not counted:
+            sys.exit(f"--steps must be more than {self.warmup + turn}: the first {self.warmup} warm up")
         return sum(counted) / len(counted) / turn / 1e3
 
     def end(self) -> None:
@@ -143,10 +145,11 @@ class Runner:
 
     def kill(self) -> None:
         """Leave nothing behind, stopped or not."""
-        for pid in {self.pid, self.process.pid}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            for pid in {self.pid, self.process.pid}:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def pair(other: str, workload: str, steps: int, turn: int, load: float, *, swapped: bool) -> tuple[float, float]:
