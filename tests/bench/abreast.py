@@ -4,7 +4,7 @@ Two processes one after the other differ by 4 %, because a machine that is share
 speed from second to second and has cores of different speed, on one of which a process stays.
 Here two fresh processes go by turns of some 7 ms on the same core, which changes every 20 turns;
 whoever's turn it is not is stopped whole (SIGSTOP). Memory that was freed stays with them: how
-much of it goes back to the kernel each step is luck. What is left is a tenth of the noise.
+much of it goes back to the kernel each step is luck. What is left differs by 0.5 to 2 %.
 
 A step lasts until the program comes back to the stopwatch, and a turn's first one from when its
 process was told to go on, so that nothing a condition does is left out. A stopped process's clock
