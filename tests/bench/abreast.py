@@ -8,13 +8,15 @@ much of it goes back to the kernel each step is luck. What is left differs by 0.
 
 A step lasts until the program comes back to the stopwatch, and a turn's first one from when its
 process was told to go on, so that nothing a condition does is left out. A stopped process's clock
-goes on: what we do by the clock comes twice as often a step as in life, and all of it finds its
-caches cold after each turn. So this shows rather more than what we cost.
+goes on, and what we do by the clock would come twice as often a step as in life: so the drain's
+times are doubled. What is limited by the second (points, traces) still comes twice as often, so
+this shows rather more than what we cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -81,8 +83,20 @@ class InTurn(loops.Stopwatch):
 
 def inside(workload: str) -> None:
     """Run the workload's loop, which knows nothing of it."""
+    if "otel_ml.pipeline.drain" in sys.modules:
+        _double_times()
     loops.Stopwatch = InTurn  # type: ignore[misc]
     importlib.import_module(f"tests.bench.workloads.{workload}").main()
+
+
+def _double_times() -> None:
+    """Let the drain do as much a step as if the clock stood still while its process does."""
+    from otel_ml.pipeline import drain
+
+    for name in ("_TICK_S", "_KEEP_S", "_TELL_NS"):
+        setattr(drain, name, 2 * getattr(drain, name))
+    (ours,) = (one for one in gc.get_objects() if isinstance(one, drain.Drain))
+    ours._tick_s = drain._TICK_S
 
 
 class Runner:
