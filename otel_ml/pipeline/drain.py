@@ -39,7 +39,7 @@ _KEEP_S = 0.15  # at least, between two of those
 _TELL_NS = 2_500_000_000  # between looks at memory, the run's own metrics, and sums for whoever reads metrics
 _SOONEST_S = 0.02
 _COMING_S = 0.1  # between looks whether the program imports a framework, and then whether it does something with it
-_FAST = 64  # steps of a loop in a turn, from which its last ones may wait for the next: they are milliseconds
+_BRIEF_NS = 60_000_000  # how long the last few steps of a loop took, at most, that may wait for the next turn
 _EARLY = 512  # findings kept before there is a run to tell them of
 _CALLS = 32  # of inference that are told of together
 _CHECK = 16  # events between looks at the clock
@@ -143,7 +143,7 @@ class Drain:
             self._tick_s = min(_TICK_S, self._tick_s * 2)
 
     def _drain(self, recorder: Recorder, pace: Pace, *, whole: bool) -> None:
-        """Take and tell what a thread recorded; not `whole`, a fast loop's last few steps are told next time."""
+        """Take and tell what a thread recorded; not `whole`, a loop's last few steps are told next time."""
         chunk = self._ready(recorder, pace)
         if recorder.apart and chunk:
             chunk = self._apart(chunk)
@@ -236,8 +236,8 @@ class Drain:
         while True:
             block = steady.advance(tracker, chunk, at)
             if block is None:
-                again = told >= _FAST and not whole and type(chunk) is type(recorder.buffer)
-                if again and steady.pause(chunk, at):
+                again = told and not whole and type(chunk) is type(recorder.buffer)
+                if again and chunk[1 - WIDTH] - chunk[at + 1 - WIDTH] < _BRIEF_NS and steady.pause(chunk, at):
                     with suppress(MemoryError):  # then they are told one by one
                         recorder.take_again(chunk, at)
                 return at
