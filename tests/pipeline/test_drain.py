@@ -119,7 +119,7 @@ def test_a_fast_loop_goes_on_where_it_was() -> None:
 
 
 def test_what_waits_is_a_few_milliseconds() -> None:
-    """Steps that took longer than that wait for nothing, and a flush leaves none behind."""
+    """Steps that took more than 60 ms wait for nothing, and a flush leaves none behind."""
     clock = Ticking()
     with capture(clock=clock) as seen:
         train_by_hand(clock, [1.0] * 25, pace=0.5)
