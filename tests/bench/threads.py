@@ -54,14 +54,26 @@ def _opened() -> list[int]:
 
 
 def _lost(each: list[tuple[int, int]]) -> float:
-    """The share of the time that steps in which our threads worked took longer than the others beside them."""
+    """The share of the time that steps in which our threads worked took longer than the others beside them.
+
+    What begins by the clock falls into a step with a probability that goes with its length. So what the steps
+    without our work are longer by than those beside them, weighed by their length, is taken off once for each time that
+    our threads begin.
+    """
     steps = [(end - start, after - before) for (start, before), (end, after) in pairwise(each)]
-    lost = 0.0
+    working, begun, quiet, chance = 0.0, 0, 0, 0.0
+    before = 0
     for at, (took, worked) in enumerate(steps):
-        beside = [other for other, busy in steps[max(0, at - _BESIDE) : at + _BESIDE] if not busy]
-        if worked and beside:
-            lost += took - mean(beside)
-    return lost / sum(took for took, _ in steps) if steps else 0.0
+        beside = [other for other, busy in steps[max(0, at - _BESIDE) : at + 1 + _BESIDE] if not busy]
+        more = took - mean(beside) if beside else 0.0
+        if worked:
+            working += more
+            begun += not before
+        else:
+            quiet += took
+            chance += took * more
+        before = worked
+    return (working - begun * chance / quiet) / sum(took for took, _ in steps) if quiet else 0.0
 
 
 class Shares(loops.Stopwatch):
