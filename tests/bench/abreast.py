@@ -4,7 +4,9 @@ Two processes one after the other differ by 4 %, because a machine that is share
 speed from second to second and has cores of different speed, on one of which a process stays.
 Here two fresh processes go by turns of some 7 ms on the same core, which changes every 20 turns;
 whoever's turn it is not is stopped whole (SIGSTOP). Memory that was freed stays with them: how
-much of it goes back to the kernel each step is luck. What is left differs by 0.5 to 2 %.
+much of it goes back to the kernel each step is luck. Who goes first is slower by some 0.5 %, and
+so is who was started first: the two go first on each core by turns, and a round is two pairs,
+in each of which the other one was started first.
 
 A step lasts until the program comes back to the stopwatch, and a turn's first one from when its
 process was told to go on, so that nothing a condition does is left out. A stopped process's clock
@@ -166,8 +168,8 @@ class Runner:
             self.process.wait()
 
 
-def pair(other: str, workload: str, steps: int, turn: int, load: float, *, swapped: bool) -> tuple[float, float]:
-    """Microseconds a step of a plain process and of the other one, warm-up not counted."""
+def pair(other: str, workload: str, steps: int, turn: int, load: float, *, plain_first: bool) -> tuple[float, float]:
+    """Microseconds a step of a plain process and of the other one, warm-up not counted; which to start first."""
     plain = [sys.executable, "-m", "tests.bench.abreast", "--inside", "--workload", workload]
     watched = [str(Path(sys.executable).with_name("otel-ml")), "run", *plain[1:]]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "BENCH_"))}
@@ -179,12 +181,13 @@ def pair(other: str, workload: str, steps: int, turn: int, load: float, *, swapp
     with tempfile.TemporaryDirectory(prefix="otel-ml-bench-") as base, ExitStack() as stack:
         commands = {"plain": plain, "other": watched if other == "ours" else plain}
         runners = {}
-        for name in sorted(commands, reverse=swapped):
+        for name in sorted(commands, reverse=plain_first):
             runners[name] = Runner(commands[name], Path(base) / name, environment)
             stack.callback(runners[name].kill)
         for number in range(steps // turn):
-            for runner in runners.values():
-                runner.take_turn(cores[number // _ON_A_CORE % len(cores)])
+            time_around, core = divmod(number // _ON_A_CORE, len(cores))
+            for runner in reversed(runners.values()) if time_around % 2 else runners.values():
+                runner.take_turn(cores[core])
         for runner in runners.values():
             runner.end()
         first, second = runners["plain"], runners["other"]
@@ -202,13 +205,19 @@ def _check(folder: Path, steps: int) -> None:
 
 
 def measured(workload: str, rounds: int, steps: int, load: float) -> Iterator[tuple[str, float, float]]:
-    """For each round and kind of pair, in a random order: the kind, a plain step's microseconds and the other's."""
+    """For each round and kind of pair, in a random order: the kind, a plain step's microseconds and the other's.
+
+    Means of two pairs, in one of which the plain process is started first and in one the other.
+    """
     turn = max(1, round(_TURN_US / MEANT_US[workload]))
     steps -= steps % turn
     shuffler = random.Random(0)
     for _ in range(rounds):
         for kind in shuffler.sample(sorted(TITLES), len(TITLES)):
-            yield kind, *pair(kind, workload, steps, turn, load, swapped=shuffler.random() < 0.5)
+            orders = shuffler.sample((False, True), 2)
+            both = [pair(kind, workload, steps, turn, load, plain_first=order) for order in orders]
+            plain, other = (sum(figures) / len(both) for figures in zip(*both, strict=True))
+            yield kind, plain, other
 
 
 def main() -> None:
@@ -217,10 +226,10 @@ def main() -> None:
         prog="python -m tests.bench.abreast", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--workload", choices=sorted(STEPS), default="mlp")
-    parser.add_argument("--rounds", type=int, default=9, help="pairs of each kind (9)")
+    parser.add_argument("--rounds", type=int, default=9, help="two pairs of each kind in each (9)")
     parser.add_argument("--steps", type=int, help="of each process (the workload's own number)")
     parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every pair's microseconds a step")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's microseconds a step")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -240,7 +249,7 @@ def main() -> None:
     if args.json is not None:
         args.json.write_text(json.dumps(found), encoding="ascii")
     usual = Spread.of(plain for pairs in found.values() for plain, _ in pairs)
-    about = f"{args.rounds} pairs of {steps:,} steps, batches x {load:.3g}"
+    about = f"{args.rounds} rounds of 2 pairs of {steps:,} steps, batches x {load:.3g}"
     print(f"{args.workload}: {about}, {usual.median:.1f} µs a plain step")
     for kind, title in TITLES.items():
         more = Spread.of(other - plain for plain, other in found[kind])
