@@ -26,11 +26,11 @@ from tests.bench import figures, peers, picture, show
 from tests.bench.conditions import Condition, registry
 from tests.bench.load import fitting
 from tests.bench.rounds import ROOT, Bench, Run, bench
+from tests.bench.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-STEPS = {"mlp": 6000, "gpt": 200, "inference": 100_000, "jax_fast": 8000, "jax_slow": 400}
 RATES = "10,100,1000,3000,10000,20000"
 
 
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables ('-': to stdout)")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", parents=[common, measured], help="measure workloads (the default)")
-    run.add_argument("--workload", action="append", choices=[*STEPS, "all"], help="default: mlp")
+    run.add_argument("--workload", action="append", choices=[*WORKLOADS, "all"], help="default: mlp")
     run.add_argument("--rounds", type=int, default=9)
     run.add_argument("--steps", type=int, help="steps a process instead of the workload's own number")
     run.add_argument(
@@ -130,9 +130,9 @@ def run(arguments: argparse.Namespace) -> None:
     parts: list[dict[str, Any]] = []
     texts: list[str] = []
     with bench() as at:
-        for workload in STEPS if "all" in asked else dict.fromkeys(asked):
+        for workload in WORKLOADS if "all" in asked else dict.fromkeys(asked):
             chosen, absent = _choose(workload, arguments.conditions, arguments.envs)
-            steps = arguments.steps or STEPS[workload]
+            steps = arguments.steps or WORKLOADS[workload].steps
             load = arguments.load or fitting(workload)
             variables = {"BENCH_STEPS": str(steps), "BENCH_LOAD": str(load)}
             runs = _measure(at, workload, chosen, arguments.rounds, variables, label=workload)

@@ -40,12 +40,12 @@ from otel_ml.store.reader import RunReader
 from otel_ml.store.runs import find_run
 from tests.bench import loops, show
 from tests.bench.figures import ENOUGH, Spread
-from tests.bench.load import MEANT_US, ROOT, fitting
+from tests.bench.load import ROOT, fitting
+from tests.bench.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STEPS = {"mlp": 10_000, "gpt": 400, "inference": 50_000, "jax_fast": 10_000, "jax_slow": 1000}
 TITLES = {"control": "plain over plain", "ours": "otel-ml over plain"}
 _TURN_US = 7000.0
 _ON_A_CORE = 20  # turns
@@ -209,7 +209,7 @@ def measured(workload: str, rounds: int, steps: int, load: float) -> Iterator[tu
 
     Means of two pairs, in one of which the plain process is started first and in one the other.
     """
-    turn = max(1, round(_TURN_US / MEANT_US[workload]))
+    turn = max(1, round(_TURN_US / WORKLOADS[workload].meant_us))
     steps -= steps % turn
     shuffler = random.Random(0)
     for _ in range(rounds):
@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.abreast", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--workload", choices=sorted(STEPS), default="mlp")
+    parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
     parser.add_argument("--rounds", type=int, default=9, help="two pairs of each kind in each (9)")
     parser.add_argument("--steps", type=int, help="of each process (the workload's own number)")
     parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
@@ -237,7 +237,7 @@ def main() -> None:
         return
     if args.rounds < ENOUGH:
         parser.error(f"--rounds {args.rounds}: fewer than {ENOUGH} say nothing")
-    steps, load = args.steps or STEPS[args.workload], args.load or fitting(args.workload)
+    steps, load = args.steps or WORKLOADS[args.workload].abreast_steps, args.load or fitting(args.workload)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else stopped ones would stay behind
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in TITLES}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -10,6 +10,7 @@ from math import comb, inf
 from typing import TYPE_CHECKING
 
 from tests.bench.rounds import Run, quantile
+from tests.bench.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -209,7 +210,7 @@ def targets(workload: str, found: Sequence[Row]) -> list[Target]:
         judge("no full collection that plain has not", figure["added_gen2"], 0, "")
         if "of_by_hand" in figure:
             judge("at most 1/20 of OpenTelemetry by hand", figure["of_by_hand"], 1 / 20, " of it", sure["of_by_hand"])
-    limit = 1.005 if workload in ("gpt", "jax_slow") else 1.03
+    limit = WORKLOADS[workload].limit
     judge(f"at most {limit} times plain", figure["ratio"], limit, " times", sure["ratio"])
     judge(
         "p99.9 at most 1 ms over plain's",

@@ -14,10 +14,11 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-__all__ = ["MEANT_US", "fitting", "launch"]
+from tests.bench.workloads import WORKLOADS
+
+__all__ = ["fitting", "launch"]
 
 ROOT = Path(__file__).parents[2]
-MEANT_US = {"mlp": 350.0, "gpt": 30_000.0, "inference": 50.0, "jax_fast": 200.0, "jax_slow": 10_000.0}
 _LOOKS = 5
 _NEAR = 0.1
 _LOOK_US = 1_500_000.0
@@ -29,7 +30,7 @@ def fitting(workload: str) -> float:
 
     Where a step does not come near (the least batch is still too long), the nearest factor that was tried.
     """
-    meant = MEANT_US[workload]
+    meant = WORKLOADS[workload].meant_us
     tried: list[tuple[float, float]] = []
     load = 1.0
     for _ in range(_LOOKS):
@@ -61,7 +62,7 @@ def _step_us(workload: str, load: float) -> float:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "BENCH_"))}
-        steps = max(20, int(_LOOK_US / MEANT_US[workload]))
+        steps = max(20, int(_LOOK_US / WORKLOADS[workload].meant_us))
         told = {"BENCH_LOAD": str(load), "BENCH_STEPS": str(steps), "BENCH_RESULT": str(result)}
         script = ROOT / "tests" / "bench" / "workloads" / f"{workload}.py"
         environment = {**kept, **told, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

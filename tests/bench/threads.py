@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import mean
 
 from tests.bench import loops
-from tests.bench.load import MEANT_US, fitting, launch
+from tests.bench.load import fitting, launch
+from tests.bench.workloads import WORKLOADS
 
-WORKLOADS = ("mlp", "gpt", "inference", "jax_fast", "jax_slow")
 _WARM_S = 8.0  # imports, the run's begin, the burst of exact points
 _ENOUGH = 20  # times as many steps as there should be time for
 _SLOW_S = 0.002  # a step, from which it costs nothing to look at our threads after each
@@ -121,7 +121,7 @@ class Shares(loops.Stopwatch):
 def inside(workload: str, seconds: float, result: Path) -> None:
     """Run the workload's loop, which knows nothing of it."""
     Shares.seconds, Shares.result = seconds, result
-    Shares.most = int((seconds + _WARM_S) * 1e6 / MEANT_US[workload] * _ENOUGH)
+    Shares.most = int((seconds + _WARM_S) * 1e6 / WORKLOADS[workload].meant_us * _ENOUGH)
     loops.Stopwatch = Shares  # type: ignore[misc]
     try:
         importlib.import_module(f"tests.bench.workloads.{workload}").main()

@@ -12,12 +12,15 @@ import pkgutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.bench.workloads import WORKLOADS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["TRAININGS", "Condition", "registry"]
+__all__ = ["EVERYTHING", "TRAININGS", "Condition", "registry"]
 
-TRAININGS = ("mlp", "gpt")
+TRAININGS = tuple(name for name, workload in WORKLOADS.items() if workload.kind == "training")
+EVERYTHING = (*WORKLOADS, "synthetic")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench.conditions import TRAININGS, Condition
+from tests.bench.conditions import EVERYTHING, Condition
 
 LAUNCH = {
     "OTEL_PYTHON_DISTRO": "otel_ml",
@@ -20,7 +20,7 @@ def _ours(name: str, title: str, environment: dict[str, str], evidence: str) -> 
         "nothing",
         needs=("otel-ml",),
         environment=LAUNCH | environment,
-        workloads=(*TRAININGS, "inference", "synthetic", "jax_fast", "jax_slow"),
+        workloads=EVERYTHING,
         evidence=evidence,
         ours=True,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench.conditions import TRAININGS, Condition
-
-EVERYTHING = (*TRAININGS, "inference", "synthetic", "jax_fast", "jax_slow")
+from tests.bench.conditions import EVERYTHING, Condition
 
 CONDITIONS = (
     Condition("plain", "plain", "nothing", workloads=EVERYTHING),
