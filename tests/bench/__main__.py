@@ -25,7 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tests.bench import figures, peers, picture, show
 from tests.bench.conditions import Condition, registry
 from tests.bench.load import fitting
-from tests.bench.rounds import ROOT, Bench, Run, bench
+from tests.bench.processes import ROOT
+from tests.bench.rounds import Bench, Run, bench
 from tests.bench.workloads import WORKLOADS
 
 if TYPE_CHECKING:

@@ -40,7 +40,8 @@ from otel_ml.store.reader import RunReader
 from otel_ml.store.runs import find_run
 from tests.bench import loops, show
 from tests.bench.figures import ENOUGH, Spread
-from tests.bench.load import ROOT, fitting
+from tests.bench.load import fitting
+from tests.bench.processes import ROOT, compile_ours, environment, launcher
 from tests.bench.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _double_times() -> None:
 class Runner:
     """One of the two processes; stopped but in its turn."""
 
-    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], folder: Path, told: dict[str, str]) -> None:
         folder.mkdir()
         self.folder = folder
         self.log = folder / "log"
@@ -114,8 +115,8 @@ class Runner:
             door.bind(str(path))
             door.listen(1)
             door.settimeout(_SILENCE_S)
-            environment = {**environment, "BENCH_DRIVER": str(path), "OTEL_ML_DIR": str(folder / "data")}
-            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+            told = environment({**told, "BENCH_DRIVER": str(path), "OTEL_ML_DIR": str(folder / "data")})
+            self.process = subprocess.Popen(command, env=told, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
             self.pid = self.process.pid
             try:
                 self.line, _ = door.accept()
@@ -171,18 +172,14 @@ class Runner:
 def pair(other: str, workload: str, steps: int, turn: int, load: float, *, plain_first: bool) -> tuple[float, float]:
     """Microseconds a step of a plain process and of the other one, warm-up not counted; which to start first."""
     plain = [sys.executable, "-m", "tests.bench.abreast", "--inside", "--workload", workload]
-    watched = [str(Path(sys.executable).with_name("otel-ml")), "run", *plain[1:]]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "BENCH_"))}
-    told = {"BENCH_STEPS": str(steps), "BENCH_TURN": str(turn), "BENCH_LOAD": str(load)}
-    environment = {
-        **kept, **told, **_KEEPS_MEMORY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OTEL_ML_SUMMARY": "0",
-    }  # fmt: skip
+    watched = [str(launcher()), "run", *plain[1:]]
+    told = {"BENCH_STEPS": str(steps), "BENCH_TURN": str(turn), "BENCH_LOAD": str(load), "OTEL_ML_SUMMARY": "0"}
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="otel-ml-bench-") as base, ExitStack() as stack:
         commands = {"plain": plain, "other": watched if other == "ours" else plain}
         runners = {}
         for name in sorted(commands, reverse=plain_first):
-            runners[name] = Runner(commands[name], Path(base) / name, environment)
+            runners[name] = Runner(commands[name], Path(base) / name, told | _KEEPS_MEMORY)
             stack.callback(runners[name].kill)
         for number in range(steps // turn):
             time_around, core = divmod(number // _ON_A_CORE, len(cores))
@@ -237,6 +234,7 @@ def main() -> None:
         return
     if args.rounds < ENOUGH:
         parser.error(f"--rounds {args.rounds}: fewer than {ENOUGH} say nothing")
+    compile_ours()
     steps, load = args.steps or WORKLOADS[args.workload].abreast_steps, args.load or fitting(args.workload)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else stopped ones would stay behind
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in TITLES}

@@ -7,18 +7,17 @@ and machines differ by a factor of four.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
+from tests.bench.processes import environment, script
 from tests.bench.workloads import WORKLOADS
 
-__all__ = ["fitting", "launch"]
+__all__ = ["fitting"]
 
-ROOT = Path(__file__).parents[2]
 _LOOKS = 5
 _NEAR = 0.1
 _LOOK_US = 1_500_000.0
@@ -48,24 +47,12 @@ def fitting(workload: str) -> float:
     return min(tried, key=lambda one: abs(one[1] - meant))[0]
 
 
-def launch(module: str, *arguments: str, folder: str, load: float) -> None:
-    """Run one of this package's modules under `otel-ml run`, its run in `folder`, with batches of that load."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    subprocess.run(
-        [str(Path(sys.executable).with_name("otel-ml")), "run", "-m", module, *arguments],
-        env={**kept, "OTEL_ML_DIR": folder, "OTEL_ML_SUMMARY": "0", "BENCH_LOAD": str(load)}, check=True,
-    )  # fmt: skip
-
-
 def _step_us(workload: str, load: float) -> float:
     """The median of a plain step, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "BENCH_"))}
         steps = max(20, int(_LOOK_US / WORKLOADS[workload].meant_us))
         told = {"BENCH_LOAD": str(load), "BENCH_STEPS": str(steps), "BENCH_RESULT": str(result)}
-        script = ROOT / "tests" / "bench" / "workloads" / f"{workload}.py"
-        environment = {**kept, **told, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, str(script)], env=environment, check=True)
+        subprocess.run([sys.executable, str(script(workload))], env=environment(told), check=True)
         took: list[int] = json.loads(result.read_text(encoding="utf-8"))["durations_ns"]
         return median(took) / 1e3

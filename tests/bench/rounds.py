@@ -7,23 +7,20 @@ failed run and is shown; none is left out.
 
 from __future__ import annotations
 
-import compileall
-import ctypes
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.bench.processes import ROOT, Ended, adopt, compile_ours, environment, finish, script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +29,6 @@ if TYPE_CHECKING:
     from tests.bench.peers import Environment
 
 __all__ = ["Bench", "Run", "bench"]
-
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 900.0
-LINGER_S = 20.0
-PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass
@@ -112,66 +104,45 @@ class Bench:
         """Run one process to its end, and all that it started."""
         folder = self.folder / f"{workload}-{condition.name}-{number}"
         folder.mkdir()
-        result = self.folder / f"{folder.name}.json"
+        result, log = (self.folder / f"{folder.name}.{kind}" for kind in ("json", "log"))
+        command, told = self._prepared(workload, condition, where, folder)
+        told = environment({"BENCH_RESULT": str(result), **variables, **told})
+        self.take()
+        ended = finish(command, told, folder, log, {self.sink_pid})
+        run = Run(workload, condition.name, number, sink=self.take(), lingered=ended.lingered)
+        run.left_bytes = float(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink()))
+        run.failed = _failed(condition, folder, log, result, ended.code, run)
+        if run.failed:
+            return run
+        _fill(run, json.loads(result.read_text(encoding="utf-8")), ended, ended.written - result.stat().st_size)
+        if condition.ours:
+            run.dropped = _dropped(command[0], folder, told, run)
+        shutil.rmtree(folder)
+        return run
+
+    def _prepared(
+        self, workload: str, condition: Condition, where: Environment, folder: Path
+    ) -> tuple[list[str], dict[str, str]]:
+        """The command of a condition's process, and the variables that it has beside those of all."""
         assert where.python is not None
-        auto = _auto_instrumentation(where.python)
         known = {
             "python": str(where.python),
             "bin": str(where.python.parent),
-            "script": str(ROOT / "tests" / "bench" / "workloads" / f"{workload}.py"),
+            "script": str(script(workload)),
             "sink": self.sink,
             "folder": str(folder),
-            "auto": auto,
+            "auto": _auto_instrumentation(where.python),
             "root": str(ROOT),
         }
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "PYTHON"))}
-        environment |= {
+        told = {
             "HOME": str(folder),
             "PATH": f"{where.python.parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "1",
-            "BENCH_RESULT": str(result),
             "BENCH_ROOT": str(os.getpid()),
             "BENCH_OUTSIDE": str(self.sink_pid),
             **({"BENCH_LOOPS": condition.loops} if condition.loops else {}),
-            **variables,
             **{key: value.format(**known) for key, value in condition.environment.items()},
         }
-        self.take()
-        log = self.folder / f"{folder.name}.log"
-        with log.open("wb") as output:
-            begun = time.perf_counter_ns()
-            process = subprocess.Popen(
-                [part.format(**known) for part in condition.command],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            code, cpu_s, written = _reap(process.pid, TIMEOUT_S)
-            ended = time.perf_counter_ns()
-            process.returncode = code
-        lingered = 0
-        while orphans := _children(os.getpid()) - {self.sink_pid}:
-            for pid in orphans:
-                _, more_cpu_s, more_written = _reap(pid, LINGER_S)
-                cpu_s, written, lingered = cpu_s + more_cpu_s, written + more_written, lingered + 1
-        run = Run(workload, condition.name, number, sink=self.take(), lingered=lingered)
-        run.left_bytes = float(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink()))
-        if code or not result.exists():
-            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            run.failed = f"exit code {code}: {' '.join(last) or 'no output'}"
-            return run
-        if missing := _missing(condition, folder, log, run):
-            run.failed = missing
-            return run
-        _fill(run, json.loads(result.read_text(encoding="utf-8")), begun, ended, cpu_s, written - result.stat().st_size)
-        if condition.ours:
-            run.dropped = _dropped(where.python, folder, environment, run)
-        shutil.rmtree(folder)
-        return run
+        return [part.format(**known) for part in condition.command], told
 
     def take(self) -> dict[str, int]:
         """Tell what the sink got since it was last asked."""
@@ -180,7 +151,7 @@ class Bench:
         return counts
 
 
-def _fill(run: Run, said: Mapping[str, object], begun: int, ended: int, cpu_s: float, written: float) -> None:
+def _fill(run: Run, said: Mapping[str, object], ended: Ended, written: int) -> None:
     durations: list[int] = said["durations_ns"]  # type: ignore[assignment]
     probes: list[int] = said["probes_ns"]  # type: ignore[assignment]
     number = {key: value for key, value in said.items() if isinstance(value, int | float)}
@@ -191,13 +162,13 @@ def _fill(run: Run, said: Mapping[str, object], begun: int, ended: int, cpu_s: f
     run.probe_us = _without_stalls(probes) / 1e3
     run.rate = len(durations) / wall_ns * 1e9
     run.median_us, run.p99_us, run.p999_us, run.max_us = (quantile(ordered, q) / 1e3 for q in (0.5, 0.99, 0.999, 1))
-    run.cpu_us = (cpu_s - number["cpu_before_s"]) / run.steps * 1e6
+    run.cpu_us = (ended.cpu_s - number["cpu_before_s"]) / run.steps * 1e6
     run.main_cpu_us = number["loop_main_cpu_s"] / run.steps * 1e6
     run.background = (number["loop_process_cpu_s"] - number["loop_main_cpu_s"]) / wall_ns * 1e9
     run.rss_mb = number["rss_bytes"] / 1e6
     run.written_bytes = float(written)
-    run.startup_ms = (number["first_step_ns"] - begun) / 1e6
-    run.exit_ms = (ended - number["last_step_ns"]) / 1e6
+    run.startup_ms = (number["first_step_ns"] - ended.begun_ns) / 1e6
+    run.exit_ms = (ended.ended_ns - number["last_step_ns"]) / 1e6
     run.gen2 = number["gen2"]
 
 
@@ -207,9 +178,12 @@ def _without_stalls(probes: Sequence[int]) -> float:
     return sum(kept) / len(kept) if kept else 0.0
 
 
-def _missing(condition: Condition, folder: Path, log: Path, run: Run) -> str | None:
-    """Say why a run that ended well does not count: a condition that recorded nothing costs nothing."""
-    if "Failed to auto initialize OpenTelemetry" in (said := log.read_text(encoding="utf-8", errors="replace")):
+def _failed(condition: Condition, folder: Path, log: Path, result: Path, code: int, run: Run) -> str | None:
+    """Say why a run does not count: it failed, or it recorded nothing, which costs nothing."""
+    said = log.read_text(encoding="utf-8", errors="replace")
+    if code or not result.exists():
+        return f"exit code {code}: {' '.join(said.strip().splitlines()[-1:]) or 'no output'}"
+    if "Failed to auto initialize OpenTelemetry" in said:
         return f"did not start: {said.strip().splitlines()[-1]}"
     if condition.evidence == "sink":
         return None if run.sink["spans"] else "recorded nothing: no span arrived"
@@ -218,12 +192,12 @@ def _missing(condition: Condition, folder: Path, log: Path, run: Run) -> str | N
     return None
 
 
-def _dropped(python: Path, folder: Path, environment: Mapping[str, str], run: Run) -> int | None:
+def _dropped(python: str, folder: Path, told: Mapping[str, str], run: Run) -> int | None:
     """How many records we say that we dropped; asked of the local store, else of the sink."""
     if (folder / "otel-ml-data").exists():
-        quiet = {k: v for k, v in environment.items() if k == "OTEL_ML_DIR" or not k.startswith("OTEL_")}
+        quiet = {k: v for k, v in told.items() if k == "OTEL_ML_DIR" or not k.startswith("OTEL_")}
         quiet["PYTHONPATH"] = str(ROOT)
-        command = [str(python), "-m", "otel_ml", "report", "--json"]
+        command = [python, "-m", "otel_ml", "report", "--json"]
         done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, check=False)
         if done.returncode:
             return None
@@ -259,40 +233,11 @@ def _auto_instrumentation(python: Path) -> str:
     return _autos[python]
 
 
-def _children(parent: int) -> set[int]:
-    found = set[int]()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it ended while we looked
-                continue
-            if int(fields[1]) == parent:
-                found.add(int(entry.name))
-    return found
-
-
-def _reap(pid: int, patience_s: float) -> tuple[int, float, int]:
-    """Wait for a child: its exit code, the CPU seconds and the bytes written by it and by what it reaped."""
-    timer = threading.Timer(patience_s, os.kill, (pid, signal.SIGKILL))
-    timer.start()
-    try:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    finally:
-        timer.cancel()
-    io = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-    _, status, usage = os.wait4(pid, 0)
-    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, int(io["wchar"])
-
-
 @contextmanager
 def bench() -> Iterator[Bench]:
     """Give a running sink and an empty folder; makes this process adopt what its children leave behind."""
-    if sys.platform != "linux":
-        message = "tests.bench measures through /proc and needs Linux"
-        raise SystemExit(message)
-    compileall.compile_dir(ROOT / "otel_ml", quiet=1)  # as pip does for what it installs; the peers' are compiled
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt()
+    compile_ours()
     process = subprocess.Popen([sys.executable, "-m", "tests.bench.sink"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -15,6 +15,7 @@ import argparse
 import importlib
 import json
 import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -23,7 +24,8 @@ from pathlib import Path
 from statistics import mean
 
 from tests.bench import loops
-from tests.bench.load import fitting, launch
+from tests.bench.load import fitting
+from tests.bench.processes import compile_ours, environment, launcher
 from tests.bench.workloads import WORKLOADS
 
 _WARM_S = 8.0  # imports, the run's begin, the burst of exact points
@@ -129,6 +131,14 @@ def inside(workload: str, seconds: float, result: Path) -> None:
         return
 
 
+def _launch(workload: str, seconds: float, load: float, result: Path) -> None:
+    """Run `inside` under `otel-ml run`, with batches of that load."""
+    told = {"OTEL_ML_DIR": str(result.parent), "OTEL_ML_SUMMARY": "0", "BENCH_LOAD": str(load)}
+    command = [str(launcher()), "run", "-m", "tests.bench.threads", "--inside", str(result)]
+    command += ["--workload", workload, "--seconds", str(seconds)]
+    subprocess.run(command, env=environment(told), check=True)
+
+
 def main() -> None:
     """Measure and print."""
     about = (__doc__ or "").partition("\n")[0]
@@ -141,15 +151,13 @@ def main() -> None:
     if args.inside is not None:
         inside(args.workload[0], args.seconds, args.inside)
         return
+    compile_ours()
     print("workload\tthread\tus_per_step\tshare_of_step\tpercent_of_core")
     for workload in args.workload or WORKLOADS:
         load = args.load or fitting(workload)
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result"
-            launch(
-                "tests.bench.threads", "--inside", str(result), "--workload", workload, "--seconds", str(args.seconds),
-                folder=folder, load=load,
-            )  # fmt: skip
+            _launch(workload, args.seconds, load, result)
             told = json.loads(result.read_text(encoding="utf-8"))
         step = told["seconds"] / told["steps"]
         for thread, spent in sorted(told["threads"].items(), key=lambda item: -item[1]):
