@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -81,16 +82,12 @@ def _lost(each: list[tuple[int, int]]) -> float:
 class Shares(loops.Stopwatch):
     """Looks at all threads' CPU when warm, and once more at the end."""
 
-    seconds: float
-    """For how long."""
-    most: int
-    """Steps that the loop is made for."""
-    result: Path
-    """Where to."""
-
-    def __init__(self, steps: int, warmup: int) -> None:
+    def __init__(self, _steps: int, _warmup: int, *, seconds: float, most: int, result: Path) -> None:
+        """For so many seconds of a loop that is made for at most so many steps, told to the file."""
         super().__init__(0, 1)
-        self.last = self.most
+        self.last = most
+        self.seconds = seconds
+        self.result = result
         self._steps = 0
         self._begin = time.perf_counter()
         self._before: dict[int, int] = {}
@@ -122,9 +119,8 @@ class Shares(loops.Stopwatch):
 
 def inside(workload: str, seconds: float, result: Path) -> None:
     """Run the workload's loop, which knows nothing of it."""
-    Shares.seconds, Shares.result = seconds, result
-    Shares.most = int((seconds + _WARM_S) * 1e6 / WORKLOADS[workload].meant_us * _ENOUGH)
-    loops.Stopwatch = Shares  # type: ignore[misc]
+    most = int((seconds + _WARM_S) * 1e6 / WORKLOADS[workload].meant_us * _ENOUGH)
+    loops.use(partial(Shares, seconds=seconds, most=most, result=result))
     try:
         importlib.import_module(f"tests.bench.workloads.{workload}").main()
     except _Over:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from tests.bench.loops import Stopwatch, Training, count, run, sized
+from tests.bench.loops import Training, run, sized, stopwatch
 
 VOCABULARY, LENGTH, WIDTH, BATCH = 96, 64, 96, 8
 
@@ -53,7 +53,7 @@ def main() -> None:
     """Train for one pass over the texts, loaded by a worker."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    watch = Stopwatch(count(200), warmup=10)
+    watch = stopwatch(200, warmup=10)
     model = Gpt()
     batch = sized(BATCH)
     run(

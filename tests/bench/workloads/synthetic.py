@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tests.bench.loops import Stopwatch, Training, count, run
+from tests.bench.loops import Training, run, stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ def main() -> None:
     """Step at the rate in `BENCH_RATE`."""
     torch.set_num_threads(1)
     rate = float(os.environ.get("BENCH_RATE", "1000"))
-    watch = Stopwatch(count(3000), warmup=max(2, int(rate / 4)))
+    watch = stopwatch(3000, warmup=max(2, int(rate / 4)))
     model = Scalar()
     task = Training(
         model=model,
