@@ -27,7 +27,6 @@ CONDITIONS = (
         loops=__name__,
         evidence="sink",
         environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}", "OTEL_METRIC_EXPORT_INTERVAL": "10000"},
-        workloads=("mlp", "gpt", "inference", "synthetic"),
     ),
 )
 
