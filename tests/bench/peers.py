@@ -18,7 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 if TYPE_CHECKING:
+    from packaging.utils import NormalizedName
+
     from tests.bench.conditions import Condition
 
 __all__ = ["Environment", "environment", "install"]
@@ -33,8 +38,8 @@ class Environment:
     refused: str | None = None
 
 
-def _name(requirement: str) -> str:
-    return next(iter(requirement.replace(">", " ").replace("=", " ").replace("[", " ").split())).rstrip(";")
+def _name(requirement: str) -> NormalizedName:
+    return canonicalize_name(Requirement(requirement).name)
 
 
 def _folder(base: Path, packages: tuple[str, ...]) -> Path:
@@ -82,8 +87,8 @@ def install(condition: Condition, base: Path) -> Environment:
     versions: dict[str, str] = {}
     if done.returncode == 0:
         shown = subprocess.run([*pip, "list", "--format=json"], capture_output=True, text=True, check=True).stdout
-        have = {row["name"].lower().replace("_", "-"): row["version"] for row in json.loads(shown)}
-        versions = {name: have[name.lower().replace("_", "-")] for name in map(_name, condition.packages)}
+        have = {canonicalize_name(row["name"]): row["version"] for row in json.loads(shown)}
+        versions = {name: have[name] for name in map(_name, condition.packages)}
     refused = None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["pip failed"])[-1]
     (folder / "bench.json").write_text(json.dumps({"versions": versions, "refused": refused}), encoding="utf-8")
     return environment(condition, base)
@@ -103,7 +108,7 @@ def _share_torch(folder: Path) -> Path:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError:  # a requirement of another platform
             continue
-        todo += [_name(text.partition(";")[0].replace("<", " ").replace("!", " ")) for text in found.requires or ()]
+        todo += map(_name, found.requires or ())
         for top in {path.parts[0] for path in found.files or ()} - {"..", "__pycache__"}:
             if not (link := shared / top).exists():
                 link.symlink_to(Path(str(found.locate_file(top))))
