@@ -44,6 +44,8 @@ def fitting(workload: str) -> float:
             each = (b_us - a_us) / (b - a)
             load = a + (meant - a_us) / each if each > 0 else load * meant / took
         load = min(max(load, _LEAST), _MOST)
+        if load in (one for one, _ in tried):  # at one of the ends
+            break
     return min(tried, key=lambda one: abs(one[1] - meant))[0]
 
 
