@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Chosen = list[tuple[Condition, peers.Environment]]
+Chosen = list[tuple[Condition, peers.Venv]]
 
 
 def _choose(workload: str, names: str | None, base: Path) -> tuple[Chosen, dict[str, str]]:
@@ -74,7 +74,7 @@ def _choose(workload: str, names: str | None, base: Path) -> tuple[Chosen, dict[
     chosen: Chosen = []
     absent: dict[str, str] = {}
     for name in dict.fromkeys(wanted):
-        where = peers.environment(known[name], base)
+        where = peers.find_venv(known[name], base)
         if workload not in known[name].workloads:
             absent[known[name].title] = "has nothing to say about this workload"
         elif where.refused:
@@ -175,7 +175,7 @@ def list_peers(arguments: argparse.Namespace) -> None:
     """Show where each condition would run, after making what is missing if asked."""
     refused = 0
     for condition in registry().values():
-        where = peers.environment(condition, arguments.envs)
+        where = peers.find_venv(condition, arguments.envs)
         if arguments.install and condition.packages and where.python is None:
             show.console.print(f"installing {' '.join(condition.packages)} …")
             where = peers.install(condition, arguments.envs)

@@ -254,8 +254,8 @@ def main() -> None:
         more = Spread.of(other - plain for plain, other in found[kind])
         ratio = Spread.of(other / plain for plain, other in found[kind])
         print(
-            f"  {title:18}  {more.median:+.1f} µs [{more.least:+.1f}..{more.most:+.1f}],"
-            f" x {ratio.median:.4f} [{ratio.least:.4f}..{ratio.most:.4f}]"
+            f"  {title:18}  {more.median:+.1f} µs [{more.ci_low:+.1f}..{more.ci_high:+.1f}],"
+            f" x {ratio.median:.4f} [{ratio.ci_low:.4f}..{ratio.ci_high:.4f}]"
         )
 
 

@@ -28,10 +28,10 @@ class Spread:
     """A figure over rounds: its median, its quartiles, and between what the median is with 95 % confidence."""
 
     median: float
-    low: float
-    high: float
-    least: float
-    most: float
+    q1: float
+    q3: float
+    ci_low: float
+    ci_high: float
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
@@ -70,6 +70,7 @@ class Row:
     title: str
     asks: str
     ours: bool
+    against: str | None
     rounds: int
     failed: list[str]
     figures: dict[str, Spread] = field(default_factory=dict)
@@ -136,6 +137,7 @@ def _row(condition: Condition, every: Sequence[Run], plain: dict[int, Run], slop
         title=condition.title,
         asks=condition.asks,
         ours=condition.ours,
+        against=condition.against,
         rounds=len(good),
         failed=[run.failed or "the plain run of its round failed" for run in runs if run not in good],
     )
@@ -150,7 +152,7 @@ def _row(condition: Condition, every: Sequence[Run], plain: dict[int, Run], slop
     row.figures["even_wall_us"] = Spread.of(even)
     row.figures["even_ratio"] = Spread.of(1 + added / usual for added in even)
     if condition.ours:
-        stock = _good(every, condition.name.replace("ours-", "stock-"))
+        stock = _good(every, condition.against) if condition.against else {}
         hand = _good(every, "by-hand")
         after = [run.startup_ms - stock[run.round].startup_ms for run in good if run.round in stock]
         shares = [
@@ -181,7 +183,7 @@ class Target:
 
 def resolution(control: Row, key: str) -> float:
     """Tell what two plain processes of a round differ by: the larger quartile of the control."""
-    return max(abs(control.figures[key].low), abs(control.figures[key].high))
+    return max(abs(control.figures[key].q1), abs(control.figures[key].q3))
 
 
 def targets(workload: str, found: Sequence[Row]) -> list[Target]:
@@ -200,7 +202,7 @@ def targets(workload: str, found: Sequence[Row]) -> list[Target]:
         judged.append(Target(promise, f"{value:.4g}{unit}{surely}", verdict))
 
     figure = {key: spread.median for key, spread in ours.figures.items()}
-    sure = {key: (spread.least, spread.most) for key, spread in ours.figures.items()}
+    sure = {key: (spread.ci_low, spread.ci_high) for key, spread in ours.figures.items()}
     if workload == "mlp":
         judge("at most 10 µs a step", figure["added_wall_us"], 10, " µs", sure["added_wall_us"])
         judge("background at most 5 % of a core", figure["background"] * 100, 5, " %")
@@ -218,8 +220,8 @@ def targets(workload: str, found: Sequence[Row]) -> list[Target]:
         1,
         f" ms over {ours.rounds} processes",
     )
-    for name in ("ours-otlp", "ours-none"):
-        if name in by and (after := by[name].figures.get("after_stock_ms")):
-            promise = f"{name} starts at most 60 ms after {name.replace('ours', 'stock')}"
-            judge(promise, after.median, 60, " ms", (after.least, after.most))
+    for row in by.values():
+        if after := row.figures.get("after_stock_ms"):
+            promise = f"{row.condition} starts at most 60 ms after {row.against}"
+            judge(promise, after.median, 60, " ms", (after.ci_low, after.ci_high))
     return judged

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from tests.bench.conditions import Condition
 
-__all__ = ["Environment", "environment", "install"]
+__all__ = ["Venv", "find_venv", "install"]
 
 
 @dataclass(frozen=True)
-class Environment:
+class Venv:
     """Where a condition runs, or why it cannot."""
 
     python: Path | None
@@ -47,26 +47,26 @@ def _folder(base: Path, packages: tuple[str, ...]) -> Path:
     return base / f"{_name(packages[0])}-{digest[:8]}"
 
 
-def environment(condition: Condition, base: Path) -> Environment:
+def find_venv(condition: Condition, base: Path) -> Venv:
     """Find the environment that a condition runs in: ours, its own, or the reason there is none."""
     if condition.packages:
         folder = _folder(base, condition.packages)
         note = folder / "bench.json"
         if not note.exists():
-            return Environment(None, {}, "not installed: python -m tests.bench peers --install")
+            return Venv(None, {}, "not installed: python -m tests.bench peers --install")
         made = json.loads(note.read_text(encoding="utf-8"))
         python = None if made["refused"] else folder / "bin" / "python"
-        return Environment(python, made["versions"], made["refused"])
+        return Venv(python, made["versions"], made["refused"])
     versions: dict[str, str] = {}
     for name in condition.needs:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # noqa: PERF203
-            return Environment(None, {}, f"{name} is not installed in this environment: pip install -e '.[dev]'")
-    return Environment(Path(sys.executable), versions)
+            return Venv(None, {}, f"{name} is not installed in this environment: pip install -e '.[dev]'")
+    return Venv(Path(sys.executable), versions)
 
 
-def install(condition: Condition, base: Path) -> Environment:
+def install(condition: Condition, base: Path) -> Venv:
     """Make the condition's own environment, or keep why that failed."""
     folder = _folder(base, condition.packages)
     base.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def install(condition: Condition, base: Path) -> Environment:
         versions = {name: have[name] for name in map(_name, condition.packages)}
     refused = None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["pip failed"])[-1]
     (folder / "bench.json").write_text(json.dumps({"versions": versions, "refused": refused}), encoding="utf-8")
-    return environment(condition, base)
+    return find_venv(condition, base)
 
 
 def _share_torch(folder: Path) -> Path:

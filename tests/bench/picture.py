@@ -31,7 +31,7 @@ def bars(title: str, found: Sequence[Row]) -> str:
     """Draw the microseconds that each condition adds to a step, least first, quartiles as whiskers."""
     kept = [row for row in found if row.figures and not row.condition.startswith("plain")]
     kept.sort(key=lambda row: row.figures["added_wall_us"].median)
-    longest = max((row.figures["added_wall_us"].high for row in kept), default=1.0) or 1.0
+    longest = max((row.figures["added_wall_us"].q3 for row in kept), default=1.0) or 1.0
     room = WIDTH - LABELS - 130
 
     def x(value: float) -> float:
@@ -55,7 +55,7 @@ def bars(title: str, found: Sequence[Row]) -> str:
         parts += [
             f'<text{kind} x="{LABELS - 10}" y="{middle + 4.5}" text-anchor="end">{escape(row.title)}</text>',
             f'<rect{kind} x="{LABELS}" y="{y}" width="{length:.1f}" height="{BAR}" rx="3"/>',
-            f'<line x1="{x(added.low)}" x2="{x(added.high)}" y1="{middle}" y2="{middle}"/>',
-            f'<text{kind} x="{max(x(added.high), x(added.median)) + 8:.1f}" y="{middle + 4.5}">{value}</text>',
+            f'<line x1="{x(added.q1)}" x2="{x(added.q3)}" y1="{middle}" y2="{middle}"/>',
+            f'<text{kind} x="{max(x(added.q3), x(added.median)) + 8:.1f}" y="{middle + 4.5}">{value}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])

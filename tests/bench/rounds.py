@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tests.bench.conditions import Condition
-    from tests.bench.peers import Environment
+    from tests.bench.peers import Venv
 
 __all__ = ["Bench", "Run", "bench"]
 
@@ -82,7 +82,7 @@ class Bench:
     def rounds(
         self,
         workload: str,
-        conditions: Sequence[tuple[Condition, Environment]],
+        conditions: Sequence[tuple[Condition, Venv]],
         rounds: int,
         variables: Mapping[str, str],
         told: Callable[[Run], None],
@@ -98,9 +98,7 @@ class Bench:
                 told(runs[-1])
         return runs
 
-    def once(
-        self, workload: str, condition: Condition, where: Environment, number: int, variables: Mapping[str, str]
-    ) -> Run:
+    def once(self, workload: str, condition: Condition, where: Venv, number: int, variables: Mapping[str, str]) -> Run:
         """Run one process to its end, and all that it started."""
         folder = self.folder / f"{workload}-{condition.name}-{number}"
         folder.mkdir()
@@ -121,7 +119,7 @@ class Bench:
         return run
 
     def _prepared(
-        self, workload: str, condition: Condition, where: Environment, folder: Path
+        self, workload: str, condition: Condition, where: Venv, folder: Path
     ) -> tuple[list[str], dict[str, str]]:
         """The command of a condition's process, and the variables that it has beside those of all."""
         assert where.python is not None
@@ -140,7 +138,7 @@ class Bench:
             "BENCH_ROOT": str(os.getpid()),
             "BENCH_OUTSIDE": str(self.sink_pid),
             **({"BENCH_LOOPS": condition.loops} if condition.loops else {}),
-            **{key: value.format(**known) for key, value in condition.environment.items()},
+            **{key: value.format(**known) for key, value in condition.variables.items()},
         }
         return [part.format(**known) for part in condition.command], told
 

@@ -34,7 +34,7 @@ def _quartiles(key: str) -> Callable[[Row, Row | None], str]:
             return ""
         spread: Spread = row.figures[key]
         beneath = control is not None and row is not control and abs(spread.median) <= resolution(control, key)
-        return f"{'≤ ' if beneath else ''}{_figure(spread.median)} [{_figure(spread.low)}..{_figure(spread.high)}]"
+        return f"{'≤ ' if beneath else ''}{_figure(spread.median)} [{_figure(spread.q1)}..{_figure(spread.q3)}]"
 
     return cell
 
@@ -44,7 +44,7 @@ def _median(key: str, scale: float = 1) -> Callable[[Row, Row | None], str]:
 
 
 def _surely(spread: Spread) -> str:
-    return f"{spread.median:.2f} [{spread.least:.2f} to {spread.most:.2f}]"
+    return f"{spread.median:.2f} [{spread.ci_low:.2f} to {spread.ci_high:.2f}]"
 
 
 COST: tuple[Column, ...] = (
@@ -90,7 +90,7 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
     by = {row.condition: row for row in found if row.figures}
     if plain := by.get("plain"):
         step = plain.figures["wall_us"]
-        notes.append(f"plain: {step.median:,.1f} µs a step [{step.low:,.1f}..{step.high:,.1f}]")
+        notes.append(f"plain: {step.median:,.1f} µs a step [{step.q1:,.1f}..{step.q3:,.1f}]")
     if control := by.get("plain2"):
         raw, even = (resolution(control, key) for key in ("added_wall_us", "even_wall_us"))
         notes.append(

@@ -38,13 +38,15 @@ class Condition:
     loops: str | None = None
     """The module whose `train` and `infer` replace the plain loops."""
     command: tuple[str, ...] = ("{python}", "{script}")
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables; `{sink}`, `{folder}`, `{auto}` (OTel's sitecustomize folder) and `{root}` are filled in."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of its process; `{sink}`, `{folder}`, `{auto}` (OTel's sitecustomize folder) and `{root}` are filled in."""
     workloads: tuple[str, ...] = (*TRAININGS, "inference")
     """The workloads that it has something to say about."""
     evidence: str = ""
     """What a run must leave to count: `sink` for spans that arrived, else a pattern of files in its folder."""
     ours: bool = False
+    against: str | None = None
+    """The condition after whose start-up its own is told."""
 
 
 def registry() -> dict[str, Condition]:

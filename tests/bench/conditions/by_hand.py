@@ -26,7 +26,7 @@ CONDITIONS = (
         needs=("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
         loops=__name__,
         evidence="sink",
-        environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}", "OTEL_METRIC_EXPORT_INTERVAL": "10000"},
+        variables={"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}", "OTEL_METRIC_EXPORT_INTERVAL": "10000"},
     ),
 )
 

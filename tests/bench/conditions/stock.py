@@ -13,14 +13,14 @@ CONDITIONS = (
         "OTel's own distro, none",
         "nothing; sees no training",
         packages=PACKAGES,
-        environment=LAUNCH | {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
+        variables=LAUNCH | {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
     ),
     Condition(
         "stock-otlp",
         "OTel's own distro, OTLP",
         "nothing; sees no training",
         packages=PACKAGES,
-        environment=LAUNCH
+        variables=LAUNCH
         | {f"OTEL_{signal}_EXPORTER": "otlp" for signal in ("TRACES", "METRICS", "LOGS")}
         | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"},
     ),

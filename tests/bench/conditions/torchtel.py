@@ -19,7 +19,7 @@ CONDITIONS = (
         packages=("torchtel",),
         loops=__name__,
         evidence="sink",
-        environment={"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"},
+        variables={"OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"},
     ),
 )
 

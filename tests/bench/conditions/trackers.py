@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.bench.loops import Training
 
 
-def _tracker(name: str, title: str, package: str, environment: dict[str, str], evidence: str) -> Condition:
+def _tracker(name: str, title: str, package: str, variables: dict[str, str], evidence: str) -> Condition:
     return Condition(
         name,
         title,
@@ -23,7 +23,7 @@ def _tracker(name: str, title: str, package: str, environment: dict[str, str], e
         packages=(package,),
         loops=__name__,
         evidence=evidence,
-        environment=environment | {"BENCH_TRACKER": name},
+        variables=variables | {"BENCH_TRACKER": name},
         workloads=TRAININGS,
     )
 
