@@ -17,6 +17,7 @@ import platform
 import sys
 from dataclasses import asdict
 from importlib import metadata
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,19 @@ def _export(path: Path | None, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def _finite(data: Any) -> Any:
+    """The same with null for what JSON has no number for: the loss of a training that went astray."""
+    if isinstance(data, float):
+        return data if isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _json(data: Any) -> str:
+    return json.dumps(_finite(data), indent=1, allow_nan=False)
+
+
 def _data(title: str, runs: Sequence[Run], found: Sequence[figures.Row], absent: Mapping[str, str]) -> dict[str, Any]:
     bare = [{key: value for key, value in asdict(run).items() if key != "durations_ns"} for run in runs]
     return {"title": title, "rows": [asdict(row) for row in found], "absent": absent, "runs": bare}
@@ -148,7 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
                 arguments.picture.write_text(
                     picture.bars(f"What watching adds to a training step ({workload})", found), encoding="utf-8"
                 )
-    _export(arguments.json, json.dumps({"machine": _machine(), "workloads": parts}, indent=1))
+    _export(arguments.json, _json({"machine": _machine(), "workloads": parts}))
     _export(arguments.markdown, "\n".join(texts))
 
 
@@ -167,7 +181,7 @@ def curve(arguments: argparse.Namespace) -> None:
             show.table(title, found, show.CURVE, absent)
             texts.append(show.markdown(title, found, show.CURVE, absent))
             parts.append(_data(title, runs, found, absent) | {"rate": rate})
-    _export(arguments.json, json.dumps({"machine": _machine(), "rates": parts}, indent=1))
+    _export(arguments.json, _json({"machine": _machine(), "rates": parts}))
     _export(arguments.markdown, "\n".join(texts))
 
 

@@ -39,7 +39,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from otel_ml.store.reader import RunReader
 from otel_ml.store.runs import find_run
 from tests.bench import loops, show
-from tests.bench.figures import ENOUGH, Spread
+from tests.bench.figures import ENOUGH, TOO_FEW, Spread
 from tests.bench.load import fitting
 from tests.bench.processes import ROOT, compile_ours, environment, launcher
 from tests.bench.workloads import WORKLOADS
@@ -218,6 +218,11 @@ def measured(workload: str, rounds: int, steps: int, load: float) -> Iterator[tu
             yield kind, plain, other
 
 
+def _surely(figure: Spread, digits: str, unit: str = "") -> str:
+    between = TOO_FEW if figure.interval is None else "[{}..{}]".format(*(format(v, digits) for v in figure.interval))
+    return f"{figure.median:{digits}}{unit} {between}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -253,10 +258,7 @@ def main() -> None:
     for kind, title in TITLES.items():
         more = Spread.of(other - plain for plain, other in found[kind])
         ratio = Spread.of(other / plain for plain, other in found[kind])
-        print(
-            f"  {title:18}  {more.median:+.1f} µs [{more.ci_low:+.1f}..{more.ci_high:+.1f}],"
-            f" x {ratio.median:.4f} [{ratio.ci_low:.4f}..{ratio.ci_high:.4f}]"
-        )
+        print(f"  {title:18}  {_surely(more, '+.1f', ' µs')}, x {_surely(ratio, '.4f')}")
 
 
 if __name__ == "__main__":

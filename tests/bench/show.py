@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tests.bench.figures import resolution
+from tests.bench.figures import TOO_FEW, resolution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,8 @@ def _median(key: str, scale: float = 1) -> Callable[[Row, Row | None], str]:
 
 
 def _surely(spread: Spread) -> str:
-    return f"{spread.median:.2f} [{spread.ci_low:.2f} to {spread.ci_high:.2f}]"
+    between = TOO_FEW if spread.interval is None else "[{:.2f} to {:.2f}]".format(*spread.interval)
+    return f"{spread.median:.2f} {between}"
 
 
 COST: tuple[Column, ...] = (
