@@ -26,7 +26,7 @@ TOO_FEW = "too few rounds to tell (six at least)"
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over rounds: its median, its quartiles, and where known what the median lies between with 95 % confidence."""
+    """A figure over rounds: its median, its quartiles, and the median's 95 % confidence interval where it is known."""
 
     median: float
     q1: float
@@ -85,6 +85,9 @@ class Row:
     same_work: bool = True
     dropped: int | None = None
     recorded: dict[str, float] = field(default_factory=dict)
+    """What the sink got of each kind a step, the first ones included; empty where it is no evidence."""
+    lingered: int = 0
+    """How many processes outlived the program, at most."""
 
 
 ADDED: dict[str, Callable[[Run], float]] = {
@@ -94,7 +97,6 @@ ADDED: dict[str, Callable[[Run], float]] = {
     "added_cpu_us": lambda r: r.cpu_us,
     "added_main_cpu_us": lambda r: r.main_cpu_us,
     "added_wait_us": lambda r: r.wall_us - r.main_cpu_us,
-    "added_background": lambda r: r.background,
     "added_rss_mb": lambda r: r.rss_mb,
     "added_startup_ms": lambda r: r.startup_ms,
     "added_exit_ms": lambda r: r.exit_ms,
@@ -154,9 +156,7 @@ def _row(condition: Condition, every: Sequence[Run], plain: dict[int, Run], slop
     row.figures |= {key: Spread.of(get(run) - get(base) for run, base in pairs) for key, get in ADDED.items()}
     row.figures["ratio"] = Spread.of(run.wall_us / base.wall_us for run, base in pairs)
     even = [run.wall_us - base.wall_us - slope * (run.probe_us - base.probe_us) for run, base in pairs]
-    usual = Spread.of(base.wall_us for _, base in pairs).median
     row.figures["even_wall_us"] = Spread.of(even)
-    row.figures["even_ratio"] = Spread.of(1 + added / usual for added in even)
     if condition.ours:
         stock = _good(every, condition.against) if condition.against else {}
         hand = _good(every, "by-hand")
@@ -174,7 +174,10 @@ def _row(condition: Condition, every: Sequence[Run], plain: dict[int, Run], slop
     row.same_work = all(run.check == base.check for run, base in pairs)
     dropped = [run.dropped for run in good if run.dropped is not None]
     row.dropped = sum(dropped) if dropped else None
-    row.recorded = {key: sum(run.sink[key] for run in good) / len(good) for key in ("spans", "points", "logs")}
+    if condition.evidence == "sink":
+        made = sum(run.made for run in good)
+        row.recorded = {key: sum(run.sink[key] for run in good) / made for key in ("spans", "points", "logs")}
+    row.lingered = max(run.lingered for run in good)
     return row
 
 

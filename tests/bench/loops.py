@@ -124,6 +124,7 @@ class Stopwatch:
             message = f"the loop ran {self._next} steps instead of {self.total}"
             raise RuntimeError(message)
         result = {
+            "steps": self.total,
             "durations_ns": self.durations_ns(),
             "probes_ns": [took for took in self.probes[self.warmup :] if took],
             "first_step_ns": self.ended[0],

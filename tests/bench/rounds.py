@@ -40,6 +40,7 @@ class Run:
     round: int
     failed: str | None = None
     steps: int = 0
+    made: int = 0
     wall_us: float = 0.0
     probe_us: float = 0.0
     median_us: float = 0.0
@@ -156,6 +157,7 @@ def _fill(run: Run, said: Mapping[str, object], ended: Ended, written: int) -> N
     ordered = sorted(durations)
     wall_ns = sum(durations)
     run.durations_ns, run.steps, run.check = durations, len(durations), number["check"]
+    run.made = int(number["steps"])
     run.wall_us = wall_ns / len(durations) / 1e3
     run.probe_us = _without_stalls(probes) / 1e3
     run.rate = len(durations) / wall_ns * 1e9

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -43,9 +44,15 @@ def _median(key: str, scale: float = 1) -> Callable[[Row, Row | None], str]:
     return lambda row, _: _figure(row.figures[key].median * scale) if row.figures else ""
 
 
-def _surely(spread: Spread) -> str:
-    between = TOO_FEW if spread.interval is None else "[{:.2f} to {:.2f}]".format(*spread.interval)
-    return f"{spread.median:.2f} {between}"
+def _surely(beside: Sequence[Row], key: str) -> str:
+    """Each row's figure with its interval, or that some have too few rounds for one."""
+    spreads = {row.title: row.figures[key] for row in beside}
+    said = (
+        f"{title} {spread.median:.2f}" + (" [{:.2f} to {:.2f}]".format(*spread.interval) if spread.interval else "")
+        for title, spread in spreads.items()
+    )
+    few = any(spread.interval is None for spread in spreads.values())
+    return f"{', '.join(said)}{f'; {TOO_FEW}' if few else ''}"
 
 
 COST: tuple[Column, ...] = (
@@ -86,7 +93,38 @@ def _cells(found: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
     return [[row.title, *(text(row, control) for _, text in columns)] for row in found]
 
 
-def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Target]) -> list[str]:
+@dataclass(frozen=True)
+class Note:
+    """A line under a table; what is wrong stands out."""
+
+    text: str
+    kind: Literal["told", "wrong"] = "told"
+
+
+STYLES = {"told": "", "wrong": "red"}
+
+
+def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Target]) -> list[Note]:
+    notes = [Note(text) for text in _against_plain(found)]
+    notes += [Note(f"{t.promise}: {t.measured}, {t.verdict}", "wrong" if t.holds is False else "told") for t in judged]
+    if received := [f"{row.title} {_received(row)}" for row in found if row.recorded]:
+        notes.append(Note(f"what the sink received a step: {'; '.join(received)}"))
+    notes += [Note(f"left behind: {row.title}: {row.lingered} processes a run") for row in found if row.lingered]
+    notes += [Note(f"failed: {row.title}: {words}", "wrong") for row in found for words in row.failed]
+    notes += [
+        Note(f"NOT the same work: {row.title} ended at another loss than plain", "wrong")
+        for row in found
+        if not row.same_work
+    ]
+    notes += [Note(f"not measured: {title}: {why}") for title, why in absent.items()]
+    return notes
+
+
+def _received(row: Row) -> str:
+    return ", ".join(f"{count:.4g} {kind}" for kind, count in row.recorded.items())
+
+
+def _against_plain(found: Sequence[Row]) -> list[str]:
     notes: list[str] = []
     by = {row.condition: row for row in found if row.figures}
     if plain := by.get("plain"):
@@ -98,15 +136,11 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
             f"resolution (plain against plain): {raw:,.1f} µs a step, {even:,.1f} evened; “≤” marks what is no larger"
         )
     if probed := [row for row in by.values() if row.condition != "plain" and row.figures["probe_us"].median]:
-        said = ", ".join(f"{row.title} {_surely(row.figures['added_probe_us'])}" for row in probed)
-        notes.append(f"the probe, µs over plain's {by['plain'].figures['probe_us'].median:.1f}: {said}")
+        usual = by["plain"].figures["probe_us"].median
+        notes.append(f"the probe, µs over plain's {usual:.1f}: {_surely(probed, 'added_probe_us')}")
     if beside := [row for row in by.values() if row.condition != "plain"]:
-        said = ", ".join(f"{row.title} {_surely(row.figures['added_wait_us'])}" for row in beside)
+        said = _surely(beside, "added_wait_us")
         notes.append(f"waits of the program's thread, µs a step over plain's: {said}")
-    notes += [f"{t.promise}: {t.measured}, {t.verdict}" for t in judged]
-    notes += [f"failed: {row.title}: {words}" for row in found for words in row.failed]
-    notes += [f"NOT the same work: {row.title} ended at another loss than plain" for row in found if not row.same_work]
-    notes += [f"not measured: {title}: {why}" for title, why in absent.items()]
     return notes
 
 
@@ -126,7 +160,7 @@ def table(
         drawn.add_row(*cells, style="bold" if row.ours else None)
     console.print(drawn)
     for note in _notes(found, absent, judged):
-        console.print(Text(f"  {note}", style="red" if "NOT" in note or note.startswith("failed") else ""))
+        console.print(Text(f"  {note.text}", style=STYLES[note.kind]))
 
 
 def markdown(
@@ -142,4 +176,4 @@ def markdown(
     for row, cells in zip(found, _cells(found, columns), strict=True):
         first, *rest = cells
         lines.append(f"| {' | '.join([f'**{first}**' if row.ours else first, *rest])} |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(found, absent, judged)), ""])
+    return "\n".join([*lines, "", *(f"- {note.text}" for note in _notes(found, absent, judged)), ""])

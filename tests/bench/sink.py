@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,15 +17,13 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-__all__ = ["take"]
-
 _bodies: list[tuple[str, bytes]] = []
 _lock = threading.Lock()
 
 
-def take(bodies: list[tuple[str, bytes]]) -> dict[str, int]:
+def _counted(bodies: list[tuple[str, bytes]]) -> dict[str, int]:
     """Count what the requests held: spans, points, logs, and the records that their sender says it dropped."""
-    counts = {"requests": len(bodies), "bytes": sum(len(body) for _, body in bodies)}
+    counts = {"bytes": sum(len(body) for _, body in bodies)}
     counts |= dict.fromkeys(("spans", "points", "logs", "dropped"), 0)
     for path, body in bodies:
         plain = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
@@ -64,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         with _lock:
             taken = list(_bodies)
             _bodies.clear()
-        self._answer(json.dumps(take(taken)).encode(), "application/json")
+        self._answer(json.dumps(_counted(taken)).encode(), "application/json")
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -72,6 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serve on a free port of this machine until killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal all get it; the harness still asks us
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
