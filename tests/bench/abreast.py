@@ -34,11 +34,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from otel_ml.store.reader import RunReader
 from otel_ml.store.runs import find_run
-from tests.bench import loops, show
+from tests.bench import loops, options, show
 from tests.bench.figures import ENOUGH, TOO_FEW, Spread
 from tests.bench.load import fitting
 from tests.bench.processes import ROOT, compile_ours, environment, launcher
@@ -179,7 +177,7 @@ def pair(other: str, workload: str, steps: int, turn: int, load: float, *, plain
     with tempfile.TemporaryDirectory(prefix="otel-ml-bench-") as base, ExitStack() as stack:
         commands = {"plain": plain, "other": watched if other == "ours" else plain}
         runners = {}
-        for name in sorted(commands, reverse=plain_first):
+        for name in ("plain", "other") if plain_first else ("other", "plain"):
             runners[name] = Runner(commands[name], Path(base) / name, told | _KEEPS_MEMORY)
             stack.callback(runners[name].kill)
         for number in range(steps // turn):
@@ -202,18 +200,21 @@ def _check(folder: Path, steps: int) -> None:
         sys.exit(f"only {seen:,} steps were recorded: the figures are not what they say")
 
 
+def _turn(workload: str) -> int:
+    """How many steps a turn is."""
+    return max(1, round(_TURN_US / WORKLOADS[workload].meant_us))
+
+
 def measured(workload: str, rounds: int, steps: int, load: float) -> Iterator[tuple[str, float, float]]:
     """For each round and kind of pair, in a random order: the kind, a plain step's microseconds and the other's.
 
     Means of two pairs, in one of which the plain process is started first and in one the other.
     """
-    turn = max(1, round(_TURN_US / WORKLOADS[workload].meant_us))
-    steps -= steps % turn
     shuffler = random.Random(0)
     for _ in range(rounds):
         for kind in shuffler.sample(sorted(TITLES), len(TITLES)):
             orders = shuffler.sample((False, True), 2)
-            both = [pair(kind, workload, steps, turn, load, plain_first=order) for order in orders]
+            both = [pair(kind, workload, steps, _turn(workload), load, plain_first=order) for order in orders]
             plain, other = (sum(figures) / len(both) for figures in zip(*both, strict=True))
             yield kind, plain, other
 
@@ -223,42 +224,64 @@ def _surely(figure: Spread, digits: str, unit: str = "") -> str:
     return f"{figure.median:{digits}}{unit} {between}"
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.abreast", description=(__doc__ or "").partition("\n")[0]
-    )
+def _shown(found: dict[str, list[tuple[float, float]]]) -> Iterator[str]:
+    """A line a kind of pair: what the other process's step is longer by, and how many times as long."""
+    for kind, pairs in found.items():
+        if pairs:
+            more = Spread.of(other - plain for plain, other in pairs)
+            ratio = Spread.of(other / plain for plain, other in pairs)
+            yield f"  {TITLES[kind]:18}  {_surely(more, '+.1f', ' µs')}, x {_surely(ratio, '.4f')}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.abreast", description=about)
     parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
-    parser.add_argument("--rounds", type=int, default=9, help="two pairs of each kind in each (9)")
-    parser.add_argument("--steps", type=int, help="of each process (the workload's own number)")
-    parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's microseconds a step")
+    parser.add_argument("--rounds", type=options.at_least(ENOUGH), default=9, help="two pairs of each kind in each (9)")
+    parser.add_argument("--steps", type=options.at_least(1), help="of each process (the workload's own number)")
+    parser.add_argument(
+        "--load", type=options.above_zero, help="a factor on the batch (a plain step lasts what it is meant to)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every round's microseconds a step ('-': to stdout)"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """Measure and print; of what is interrupted, what there is."""
+    parser = _parser()
     args = parser.parse_args()
     if args.inside:
         inside(args.workload)
         return
-    if args.rounds < ENOUGH:
-        parser.error(f"--rounds {args.rounds}: fewer than {ENOUGH} say nothing")
+    turn = _turn(args.workload)
+    steps = (args.steps or WORKLOADS[args.workload].abreast_steps) // turn * turn
+    if not steps:
+        parser.error(f"--steps {args.steps}: a turn alone is {turn}")
     compile_ours()
-    steps, load = args.steps or WORKLOADS[args.workload].abreast_steps, args.load or fitting(args.workload)
+    console = show.console(stderr=args.json == options.STDOUT)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else stopped ones would stay behind
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in TITLES}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=show.console, transient=True) as progress:
-        task = progress.add_task(args.workload, total=args.rounds * len(TITLES))
-        for kind, plain, other in measured(args.workload, args.rounds, steps, load):
-            found[kind].append((plain, other))
-            progress.update(task, advance=1)
-    if args.json is not None:
-        args.json.write_text(json.dumps(found), encoding="ascii")
-    usual = Spread.of(plain for pairs in found.values() for plain, _ in pairs)
-    about = f"{args.rounds} rounds of 2 pairs of {steps:,} steps, batches x {load:.3g}"
-    print(f"{args.workload}: {about}, {usual.median:.1f} µs a plain step")
-    for kind, title in TITLES.items():
-        more = Spread.of(other - plain for plain, other in found[kind])
-        ratio = Spread.of(other / plain for plain, other in found[kind])
-        print(f"  {title:18}  {_surely(more, '+.1f', ' µs')}, x {_surely(ratio, '.4f')}")
+    load, interrupted = args.load, False
+    try:
+        load = load or fitting(args.workload)
+        with show.progress(console) as progress:
+            task = progress.add_task(args.workload, total=args.rounds * len(TITLES))
+            for kind, plain, other in measured(args.workload, args.rounds, steps, load):
+                found[kind].append((plain, other))
+                progress.update(task, advance=1)
+    except KeyboardInterrupt:
+        interrupted = True
+    options.write(args.json, json.dumps(found) + "\n")
+    if every := [plain for pairs in found.values() for plain, _ in pairs]:
+        rounds = min(len(pairs) for pairs in found.values())
+        about = f"{rounds} rounds of 2 pairs of {steps + 1:,} steps, batches x {load:.3g}"
+        told = [f"{args.workload}: {about}, {Spread.of(every).median:.1f} µs a plain step", *_shown(found)]
+        print(*told, sep="\n", file=console.file)
+    if interrupted:
+        options.interrupted()
 
 
 if __name__ == "__main__":

@@ -76,8 +76,11 @@ class Row:
     title: str
     asks: str
     ours: bool
+    blind: bool
     against: str | None
     rounds: int
+    asked: float | None
+    """Steps a second, where a rate was given."""
     failed: list[str]
     figures: dict[str, Spread] = field(default_factory=dict)
     p999_pooled_us: float = 0.0
@@ -115,11 +118,11 @@ ABSOLUTE: dict[str, Callable[[Run], float]] = {
 }
 
 
-def rows(runs: Sequence[Run], conditions: Sequence[Condition]) -> list[Row]:
+def rows(runs: Sequence[Run], conditions: Sequence[Condition], asked: float | None = None) -> list[Row]:
     """Make a row a condition, in their order, for one workload."""
     plain = _good(runs, "plain")
     slope = _slope([run for run in runs if run.condition in ("plain", "plain2") and not run.failed])
-    return [_row(condition, runs, plain, slope) for condition in conditions]
+    return [_row(condition, runs, plain, slope, asked) for condition in conditions]
 
 
 def _good(runs: Sequence[Run], condition: str) -> dict[int, Run]:
@@ -136,7 +139,7 @@ def _slope(plain: Sequence[Run]) -> float:
     return sum((w - wall_mean) * (p - probe_mean) for w, p in zip(wall, probe, strict=True)) / varied if varied else 0.0
 
 
-def _row(condition: Condition, every: Sequence[Run], plain: dict[int, Run], slope: float) -> Row:
+def _row(condition: Condition, every: Sequence[Run], plain: dict[int, Run], slope: float, asked: float | None) -> Row:
     runs = [run for run in every if run.condition == condition.name]
     good = [run for run in runs if not run.failed and run.round in plain]
     row = Row(
@@ -145,8 +148,10 @@ def _row(condition: Condition, every: Sequence[Run], plain: dict[int, Run], slop
         title=condition.title,
         asks=condition.asks,
         ours=condition.ours,
+        blind=condition.blind,
         against=condition.against,
         rounds=len(good),
+        asked=asked,
         failed=[run.failed or "the plain run of its round failed" for run in runs if run not in good],
     )
     if not good:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bars"]
 
-WIDTH, LABELS, BAR, GAP, TOP = 860, 250, 18, 10, 58
+WIDTH, LABELS, BAR, GAP, TOP = 900, 290, 18, 10, 58
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 15px; font-weight: 600 }
@@ -50,10 +50,11 @@ def bars(title: str, found: Sequence[Row]) -> str:
         added = row.figures["added_wall_us"]
         y = TOP + i * (BAR + GAP)
         middle, kind = y + BAR / 2, ' class="ours"' if row.ours else ""
+        name = f"{row.title} (sees no training)" if row.blind else row.title
         length = max(1.0, x(added.median) - LABELS)
         value = f"{added.median:+,.0f} µs · \N{MULTIPLICATION SIGN}{row.figures['ratio'].median:.2f}"
         parts += [
-            f'<text{kind} x="{LABELS - 10}" y="{middle + 4.5}" text-anchor="end">{escape(row.title)}</text>',
+            f'<text{kind} x="{LABELS - 10}" y="{middle + 4.5}" text-anchor="end">{escape(name)}</text>',
             f'<rect{kind} x="{LABELS}" y="{y}" width="{length:.1f}" height="{BAR}" rx="3"/>',
             f'<line x1="{x(added.q1)}" x2="{x(added.q3)}" y1="{middle}" y2="{middle}"/>',
             f'<text{kind} x="{max(x(added.q3), x(added.median)) + 8:.1f}" y="{middle + 4.5}">{value}</text>',

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from tests.bench.processes import ROOT, Ended, adopt, compile_ours, environment, finish, script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tests.bench.conditions import Condition
     from tests.bench.peers import Venv
@@ -86,18 +86,14 @@ class Bench:
         conditions: Sequence[tuple[Condition, Venv]],
         rounds: int,
         variables: Mapping[str, str],
-        told: Callable[[Run], None],
-    ) -> list[Run]:
-        """Run every condition once a round, shuffled anew each round with a fixed seed."""
+    ) -> Iterator[Run]:
+        """Run every condition once a round, shuffled anew each round with a fixed seed; give each run as it ends."""
         shuffler = random.Random(0)
-        runs: list[Run] = []
         for number in range(rounds):
             order = list(conditions)
             shuffler.shuffle(order)
             for condition, where in order:
-                runs.append(self.once(workload, condition, where, number, variables))
-                told(runs[-1])
-        return runs
+                yield self.once(workload, condition, where, number, variables)
 
     def once(self, workload: str, condition: Condition, where: Venv, number: int, variables: Mapping[str, str]) -> Run:
         """Run one process to its end, and all that it started."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 
     from tests.bench.figures import Row, Spread, Target
 
-__all__ = ["COST", "CURVE", "console", "markdown", "table"]
+__all__ = ["Note", "Sheet", "console", "cost", "curve", "progress"]
 
 Column = tuple[str, "Callable[[Row, Row | None], str]"]
 
-_width = Console().width
-console = Console(width=None if Console().is_terminal else max(_width, 220))
+
+def console(*, stderr: bool = False) -> Console:
+    """Where to show tables: as wide as the terminal, or as a table where there is none."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=max(made.width, 220))
+
+
+def progress(on: Console) -> Progress:
+    """How far it is, while it lasts."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=on, transient=True)
 
 
 def _figure(value: float) -> str:
@@ -76,21 +86,16 @@ COST: tuple[Column, ...] = (
 )
 
 CURVE: tuple[Column, ...] = (
-    ("steps/s", _median("rate")),
+    ("steps/s asked", lambda row, _: f"{row.asked:,g}"),
+    ("reached", _median("rate")),
     ("step CPU + µs, main thread", _median("added_main_cpu_us")),
     ("background CPU %", _median("background", 100)),
-    ("CPU + µs", _median("added_cpu_us")),
     ("spans/s sent", _median("spans_per_s")),
     ("B/s sent", _median("sent_bytes_per_s")),
     ("B/s on disk", _median("left_bytes_per_s")),
     ("dropped", lambda row, _: "not said" if row.dropped is None else f"{row.dropped:,}"),
     ("n", lambda row, _: str(row.rounds)),
 )
-
-
-def _cells(found: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    control = next((row for row in found if row.condition == "plain2" and row.figures), None)
-    return [[row.title, *(text(row, control) for _, text in columns)] for row in found]
 
 
 @dataclass(frozen=True)
@@ -104,15 +109,16 @@ class Note:
 STYLES = {"told": "", "wrong": "red"}
 
 
-def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Target]) -> list[Note]:
-    notes = [Note(text) for text in _against_plain(found)]
-    notes += [Note(f"{t.promise}: {t.measured}, {t.verdict}", "wrong" if t.holds is False else "told") for t in judged]
-    if received := [f"{row.title} {_received(row)}" for row in found if row.recorded]:
+def _about_runs(found: Sequence[Row], absent: Mapping[str, str]) -> list[Note]:
+    """What the runs sent, left behind and failed at, and what there was no run of."""
+    notes: list[Note] = []
+    if received := [f"{_named(row)} {_received(row)}" for row in found if row.recorded]:
         notes.append(Note(f"what the sink received a step: {'; '.join(received)}"))
-    notes += [Note(f"left behind: {row.title}: {row.lingered} processes a run") for row in found if row.lingered]
-    notes += [Note(f"failed: {row.title}: {words}", "wrong") for row in found for words in row.failed]
+    if lingered := [f"{_named(row)} {row.lingered}" for row in found if row.lingered]:
+        notes.append(Note(f"processes that outlived the program: {', '.join(lingered)}"))
+    notes += [Note(f"failed: {_named(row)}: {words}", "wrong") for row in found for words in row.failed]
     notes += [
-        Note(f"NOT the same work: {row.title} ended at another loss than plain", "wrong")
+        Note(f"NOT the same work: {_named(row)} ended at another loss than plain", "wrong")
         for row in found
         if not row.same_work
     ]
@@ -120,11 +126,16 @@ def _notes(found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Tar
     return notes
 
 
+def _named(row: Row) -> str:
+    return row.title if row.asked is None else f"{row.title} at {row.asked:,g} steps/s"
+
+
 def _received(row: Row) -> str:
     return ", ".join(f"{count:.4g} {kind}" for kind, count in row.recorded.items())
 
 
-def _against_plain(found: Sequence[Row]) -> list[str]:
+def _against_plain(found: Sequence[Row]) -> list[Note]:
+    """How long a plain step is, what can be resolved, and where the added time goes."""
     notes: list[str] = []
     by = {row.condition: row for row in found if row.figures}
     if plain := by.get("plain"):
@@ -141,39 +152,65 @@ def _against_plain(found: Sequence[Row]) -> list[str]:
     if beside := [row for row in by.values() if row.condition != "plain"]:
         said = _surely(beside, "added_wait_us")
         notes.append(f"waits of the program's thread, µs a step over plain's: {said}")
-    return notes
+    return [Note(text) for text in notes]
 
 
-def table(
-    title: str,
-    found: Sequence[Row],
-    columns: Sequence[Column],
-    absent: Mapping[str, str],
-    judged: Sequence[Target] = (),
-) -> None:
-    """Print a table and what must be said with it."""
-    drawn = Table(title=title, title_justify="left", row_styles=["", "dim"])
-    for name in ("", *(name for name, _ in columns)):
-        text = name in {"", "user writes"}
-        drawn.add_column(name, justify="left" if text else "right", no_wrap="[" in name or not name)
-    for row, cells in zip(found, _cells(found, columns), strict=True):
-        drawn.add_row(*cells, style="bold" if row.ours else None)
-    console.print(drawn)
-    for note in _notes(found, absent, judged):
-        console.print(Text(f"  {note.text}", style=STYLES[note.kind]))
+@dataclass(frozen=True)
+class Sheet:
+    """A table, and what must be said with it."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[bool, list[str]]]
+    """Whether it is ours, and its cells."""
+    notes: list[Note]
+
+    def print(self, on: Console) -> None:
+        """Draw it in a terminal."""
+        drawn = Table(title=self.title, title_justify="left", row_styles=["", "dim"])
+        for name in self.head:
+            text = name in {"", "user writes"}
+            drawn.add_column(name, justify="left" if text else "right", no_wrap="[" in name or not name)
+        for ours, cells in self.rows:
+            drawn.add_row(*cells, style="bold" if ours else None)
+        on.print(drawn)
+        for note in self.notes:
+            on.print(Text(f"  {note.text}", style=STYLES[note.kind]))
+
+    def markdown(self) -> str:
+        """Write the same as Markdown."""
+        lines = [f"### {self.title}", "", f"| {' | '.join(self.head)} |", f"|---{'|---:' * (len(self.head) - 1)}|"]
+        for ours, (first, *rest) in self.rows:
+            lines.append(f"| {' | '.join([f'**{first}**' if ours else first, *rest])} |")
+        return "\n".join([*lines, "", *(f"- {note.text}" for note in self.notes), ""])
 
 
-def markdown(
-    title: str,
-    found: Sequence[Row],
-    columns: Sequence[Column],
-    absent: Mapping[str, str],
-    judged: Sequence[Target] = (),
-) -> str:
-    """Write the same table and notes as Markdown."""
-    head = ["", *(name for name, _ in columns)]
-    lines = [f"### {title}", "", f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
-    for row, cells in zip(found, _cells(found, columns), strict=True):
-        first, *rest = cells
-        lines.append(f"| {' | '.join([f'**{first}**' if row.ours else first, *rest])} |")
-    return "\n".join([*lines, "", *(f"- {note.text}" for note in _notes(found, absent, judged)), ""])
+def cost(title: str, found: Sequence[Row], absent: Mapping[str, str], judged: Sequence[Target]) -> Sheet:
+    """What each condition adds to a workload, and which promises hold."""
+    promised = [
+        Note(f"{t.promise}: {t.measured}, {t.verdict}", "wrong" if t.holds is False else "told") for t in judged
+    ]
+    found = _ordered(found)
+    return _sheet(title, found, COST, [*_against_plain(found), *promised, *_about_runs(found, absent)])
+
+
+def curve(title: str, found: Sequence[Row], absent: Mapping[str, str]) -> Sheet:
+    """What each condition adds to the synthetic loop, rate by rate."""
+    found = sorted(_ordered(found), key=lambda row: row.asked or 0.0)
+    return _sheet(title, found, CURVE, _about_runs(found, absent))
+
+
+def _ordered(found: Sequence[Row]) -> list[Row]:
+    """Plain and its control first, then what adds least; last what has no figures."""
+
+    def place(row: Row) -> tuple[bool, bool, bool, float]:
+        added = row.figures["added_wall_us"].median if row.figures else 0.0
+        return row.condition != "plain", row.condition != "plain2", not row.figures, added
+
+    return sorted(found, key=place)
+
+
+def _sheet(title: str, found: Sequence[Row], columns: Sequence[Column], notes: list[Note]) -> Sheet:
+    control = next((row for row in found if row.condition == "plain2" and row.figures), None)
+    rows = [(row.ours, [row.title, *(text(row, control) for _, text in columns)]) for row in found]
+    return Sheet(title, ("", *(name for name, _ in columns)), rows, notes)

@@ -45,6 +45,8 @@ class Condition:
     evidence: str = ""
     """What a run must leave to count: `sink` for spans that arrived, else a pattern of files in its folder."""
     ours: bool = False
+    blind: bool = False
+    """Whether it sees no training at all, and is there for its start-up."""
     against: str | None = None
     """The condition after whose start-up its own is told."""
 

@@ -13,6 +13,7 @@ CONDITIONS = (
         "OTel's own distro, none",
         "nothing; sees no training",
         packages=PACKAGES,
+        blind=True,
         variables=LAUNCH | {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")},
     ),
     Condition(
@@ -20,6 +21,7 @@ CONDITIONS = (
         "OTel's own distro, OTLP",
         "nothing; sees no training",
         packages=PACKAGES,
+        blind=True,
         variables=LAUNCH
         | {f"OTEL_{signal}_EXPORTER": "otlp" for signal in ("TRACES", "METRICS", "LOGS")}
         | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT": "{sink}"},
