@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import otel_ml
 from otel_ml import events, names
 from otel_ml.testing import capture
+from tests.bench import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +158,7 @@ def _line(name: str, values: list[float], *, promise: float | None) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.api", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=options.at_least(2), default=15)
     rounds: int = parser.parse_args().rounds
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {rounds} rounds; µs a call: least, quartiles\n")
     print(f"nothing configured (promised: {PROMISE_NS / 1000:g})")

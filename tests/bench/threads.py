@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from tests.bench import loops
+from tests.bench import loops, options
 from tests.bench.load import fitting
 from tests.bench.processes import compile_ours, environment, launcher
 from tests.bench.workloads import WORKLOADS
@@ -140,8 +140,10 @@ def main() -> None:
     about = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m tests.bench.threads", description=about)
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="one or more (all)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="to look at, once warm (20)")
-    parser.add_argument("--load", type=float, help="a factor on the batch (a plain step lasts what it is meant to)")
+    parser.add_argument("--seconds", type=options.above_zero, default=20.0, help="to look at, once warm (20)")
+    parser.add_argument(
+        "--load", type=options.above_zero, help="a factor on the batch (a plain step lasts what it is meant to)"
+    )
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside is not None:
