@@ -168,9 +168,10 @@ class Sheet:
     def print(self, on: Console) -> None:
         """Draw it in a terminal."""
         drawn = Table(title=self.title, title_justify="left", row_styles=["", "dim"])
-        for name in self.head:
+        for place, name in enumerate(self.head):
             text = name in {"", "user writes"}
-            drawn.add_column(name, justify="left" if text else "right", no_wrap="[" in name or not name)
+            whole = not place or any("[" in cells[place] for _, cells in self.rows)
+            drawn.add_column(name, justify="left" if text else "right", no_wrap=whole)
         for ours, cells in self.rows:
             drawn.add_row(*cells, style="bold" if ours else None)
         on.print(drawn)
