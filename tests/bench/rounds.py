@@ -40,7 +40,9 @@ class Run:
     round: int
     failed: str | None = None
     steps: int = 0
+    """That were measured."""
     made: int = 0
+    """With the first ones, that were not."""
     wall_us: float = 0.0
     probe_us: float = 0.0
     median_us: float = 0.0
