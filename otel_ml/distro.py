@@ -27,6 +27,7 @@ from otel_ml.core import identity as identities
 from otel_ml.core import runtime
 from otel_ml.core.context import limits, recorders
 from otel_ml.core.profiling import Profiler
+from otel_ml.core.threads import started_for_us
 from otel_ml.errors import OtelMlError, guard
 from otel_ml.export.spool import Spool
 from otel_ml.pipeline.adoption import make_way
@@ -87,7 +88,8 @@ class OtelMlConfigurator(_OTelSDKConfigurator):
         if not chosen.enabled or settings.sdk_disabled(environ):
             return
         if settings.config_file(environ):
-            super()._configure()  # type: ignore[no-untyped-call]
+            with started_for_us():
+                super()._configure()  # type: ignore[no-untyped-call]
         version = kwargs.get("auto_instrumentation_version")
         _start(chosen, {"telemetry.auto.version": version} if version else {})
 

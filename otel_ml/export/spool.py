@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from otel_ml import redact
 from otel_ml.core.pace import Pace
+from otel_ml.core.threads import Unseen
 from otel_ml.errors import SettingsError, StoreError, swallow
 from otel_ml.export.requests import message_of, request_of
 from otel_ml.export.sender import sender
@@ -160,7 +161,7 @@ class Spool:
             if self._stopped:
                 self._writer.acknowledge()
             elif self._owing and self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="otel-ml-spool", daemon=True)
+                self._thread = Unseen(target=self._work, name="otel-ml-spool", daemon=True)
                 self._thread.start()
             elif self._owing and arrived:
                 self._wake.set()

@@ -20,6 +20,7 @@ from otel_ml.core.context import recorders
 from otel_ml.core.deferred import Deferred
 from otel_ml.core.pace import LEISURE, Pace
 from otel_ml.core.recorder import APART, BUILD, FORWARD_NOGRAD, WIDTH
+from otel_ml.core.threads import Unseen
 from otel_ml.errors import guard, swallow
 from otel_ml.pipeline.calls import calls_ahead
 from otel_ml.pipeline.findings import Call, Rare, Step
@@ -83,7 +84,7 @@ class Drain:
     def start(self) -> None:
         """Start the thread, once."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="otel-ml-drain", daemon=True)
+            self._thread = Unseen(target=self._run, name="otel-ml-drain", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
@@ -271,6 +272,11 @@ class Drain:
         """Have the thread do `at_end` and end."""
         self._stop = True
         self._wake.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the thread, told to stop, has ended."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     def last(self, *, failed: bool) -> None:
         """Take what is left and close what is open."""

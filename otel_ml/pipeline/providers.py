@@ -22,6 +22,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from otel_ml.core.threads import started_for_us
 from otel_ml.errors import SettingsError, swallowed
 from otel_ml.pipeline.ids import SystemIds
 
@@ -286,20 +287,26 @@ class Providers:
             trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider(), made=set()
         )
         providers._ledger = ledger
-        if not isinstance(providers.tracer, TracerProvider):
-            providers.tracer = _tracer_provider(resource, _component(exporters["traces"], "traces"), ledger)
-            providers.made.add("traces")
-            trace.set_tracer_provider(providers.tracer)
-        if not isinstance(providers.meter, MeterProvider):
-            found = _component(exporters["metrics"], "metrics")
-            providers.meter = _meter_provider(resource, found, views, ledger)
-            providers.made.add("metrics")
-            metrics.set_meter_provider(providers.meter)
-        if not isinstance(providers.logger, LoggerProvider):
-            providers.logger = _logger_provider(resource, _component(exporters["logs"], "logs"), ledger)
-            providers.made.add("logs")
-            _logs.set_logger_provider(providers.logger)
+        with started_for_us():
+            providers._make(resource, exporters, views, ledger)
         return providers
+
+    def _make(
+        self, resource: Resource, exporters: Mapping[str, Sequence[str]], views: Sequence[View], ledger: Any
+    ) -> None:
+        if not isinstance(self.tracer, TracerProvider):
+            self.tracer = _tracer_provider(resource, _component(exporters["traces"], "traces"), ledger)
+            self.made.add("traces")
+            trace.set_tracer_provider(self.tracer)
+        if not isinstance(self.meter, MeterProvider):
+            found = _component(exporters["metrics"], "metrics")
+            self.meter = _meter_provider(resource, found, views, ledger)
+            self.made.add("metrics")
+            metrics.set_meter_provider(self.meter)
+        if not isinstance(self.logger, LoggerProvider):
+            self.logger = _logger_provider(resource, _component(exporters["logs"], "logs"), ledger)
+            self.made.add("logs")
+            _logs.set_logger_provider(self.logger)
 
     def adopt(self, signal: str) -> Any:
         """The program has set its own provider of this signal: leave through that one, the store as well."""
@@ -320,6 +327,7 @@ class Providers:
         for signal in signals:
             self._store(signal)
 
+    @started_for_us()
     def _store(self, signal: str) -> None:
         if signal == "traces" and hasattr(self.tracer, "add_span_processor"):
             overran = partial(self._writer.overran, "spans")

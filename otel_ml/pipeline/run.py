@@ -20,9 +20,10 @@ from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
 
 from otel_ml import names
-from otel_ml.core import pace, runtime
+from otel_ml.core import pace, runtime, threads
 from otel_ml.core.clock import Anchor, now
 from otel_ml.core.context import optimizers, recorders, request_id, roots
+from otel_ml.core.threads import Unseen
 from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import bulk, dice
 from otel_ml.pipeline.aggregate import Aggregate
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from otel_ml.pipeline.providers import Providers
 
 __all__ = ["Run"]
+
+_MOMENT_S = 1.0
 
 
 class Run:
@@ -117,6 +120,7 @@ class Run:
         os.register_at_fork(after_in_child=_forked)
         self._by_hand = not drain
         if drain:
+            threads.hide()
             self.drain.start()
 
     def _log_to(self, provider: Any) -> None:
@@ -192,7 +196,7 @@ class Run:
         if self._by_hand:
             bring()
         else:
-            threading.Thread(target=bring, name="otel-ml-flush", daemon=True).start()
+            Unseen(target=bring, name="otel-ml-flush", daemon=True).start()
         return done.wait(timeout_s)
 
     def so_far(self) -> RunTotals:
@@ -234,7 +238,9 @@ class Run:
         else:
             self.drain.at_end = lambda: self._finish(error, timeout_s)
             self.drain.stop()
-            self.done.wait(timeout_s)
+            if self.done.wait(timeout_s):
+                self.drain.join(_MOMENT_S)  # that was the last thing it does
+            threads.show()
         return self.totals if self.drain.active else None
 
     def _finish(self, error: BaseException | None, timeout_s: float) -> None:

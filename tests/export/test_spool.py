@@ -265,7 +265,6 @@ def test_a_setting_that_cannot_be_is_told_once_and_costs_nothing(
         OTEL_EXPORTER_OTLP_ENDPOINT="https://127.0.0.1:9", OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
         OTEL_EXPORTER_OTLP_CERTIFICATE=str(missing),
     )  # fmt: skip
-    others = set(threading.enumerate())
     spool = Spool(program.writer, variables)
     made = [program.tracer.start_span(f"s{number}") for number in range(3)]
     for span in made:
@@ -275,9 +274,8 @@ def test_a_setting_that_cannot_be_is_told_once_and_costs_nothing(
     ledger.told("spans", ids, arrived=False)
     wait_for(lambda: variables.times >= 2)
     spool.stop()
-    for thread in set(threading.enumerate()) - others:
-        if thread.name == "otel-ml-spool":
-            thread.join(30)
+    assert spool._thread is not None
+    spool._thread.join(30)
     program.end()
 
     told = (

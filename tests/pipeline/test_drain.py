@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from otel_ml.core.context import optimizers, recorders
 from otel_ml.core.deferred import Deferred, Values
 from otel_ml.core.recorder import DEVICE_TRAIN
@@ -143,7 +141,9 @@ def test_a_run_begins_before_its_time() -> None:
         train_by_hand(clock, [1.0] * 5)
         once(lambda: drain.active, "the run's begin")
         drain.stop()
-        once(lambda: not any(t.name == "otel-ml-drain" for t in threading.enumerate()), "the thread's end")
+        drain.join(30)
+        assert drain._thread is not None
+        assert not drain._thread.is_alive()
         end(clock)
 
     assert [row["ml.step.number"] for row in seen.steps()] == list(range(5))

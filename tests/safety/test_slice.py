@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("program", ["layers", "optimizers", "loaders", "gradients", "processes"])
+@pytest.mark.parametrize("program", ["layers", "optimizers", "loaders", "gradients", "processes", "threads"])
 def test_slice(program: str, tmp_path: Path) -> None:
     """Every case of the program does what it does without us."""
     compare(program, tmp_path)

@@ -23,7 +23,7 @@ class Data(Dataset):
         if sys.argv[1] == "fork":  # what a program's spawned worker says for itself is its own telemetry
             logging.getLogger("program").warning("in a worker")
             trace.get_tracer("program").start_span("in a worker").end()
-        return scaled, sum(t.name.startswith(("Otel", "otel")) for t in threading.enumerate())
+        return scaled, sum(t.name.startswith(("Otel", "otel")) for t in list(threading._active.values()))
 
 
 def main() -> None:
