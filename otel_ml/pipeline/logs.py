@@ -37,6 +37,12 @@ class _Handler(LoggingHandler):
         """Send a record, with what it is given and what its context holds as attributes."""
         super().emit(unwrapped(record))
 
+    def flush(self) -> None:
+        """Nothing: `logging.shutdown()` asks all handlers there are, and the run's end sends what is left.
+
+        The SDK's starts a thread here, which Python 3.12 does not let it do at exit.
+        """
+
     def _get_attributes(self, record: logging.LogRecord) -> Any:
         attributes, event = super()._get_attributes(record)
         given = beside({**_context(), **attributes})

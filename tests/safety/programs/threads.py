@@ -1,6 +1,7 @@
 """Programs that look at the threads there are: they join them all, wait until they are alone, name and number them."""
 
 import inspect
+import logging.config
 import os
 import pickle
 import sys
@@ -88,6 +89,14 @@ def stacks():
     for thread in running:
         thread.join()
     return [found, me]
+
+
+@case
+def numbers():
+    """What was configured anew has started no thread: the program's first is the first."""
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    logging.shutdown()
+    return threading.Thread(target=work).name
 
 
 @case
