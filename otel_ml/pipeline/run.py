@@ -293,7 +293,8 @@ class Run:
         if not self.drain.active:
             return
         if error is not None:
-            self._tell_exception(error, live.number if live is not None and live.state else None, context, at)
+            with guard("telling of the exception"):
+                self._tell_exception(error, live.number if live is not None and live.state else None, context, at)
         self.records.finish(at)
         self.points.finish(at)
         totals.ended_unix_ns = self.anchor.unix(at)
@@ -324,7 +325,7 @@ class Run:
 
         details = {
             names.EXCEPTION_TYPE: type(error).__name__,
-            names.EXCEPTION_MESSAGE: text(str(error)),
+            names.EXCEPTION_MESSAGE: text(_message(error)),
             names.EXCEPTION_STACKTRACE: text("".join(traceback.format_exception(error))),
             names.RUN_ID: self.identity.run_id,
             names.STEP_NUMBER: step,
@@ -357,8 +358,15 @@ def _json(totals: RunTotals) -> str:
     return json.dumps(dataclasses.asdict(totals))
 
 
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001 - the program's own code, whatever it raises
+        return "<exception str() failed>"  # as `traceback` says
+
+
 def _said(error: BaseException) -> str:
-    message = text(str(error))
+    message = text(_message(error))
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_ml.store.reader import RunReader
-from tests.e2e.launching import LAUNCHERS, RUN, step_records, totals
-from tests.faults.processes import Process, once, side_by_side, stored, wait_until
+from tests.e2e.launching import LAUNCHERS, PLAIN, RUN, recorded, step_records, totals
+from tests.faults.processes import Process, once, run, side_by_side, stored, wait_until
 from tests.faults.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -191,6 +191,32 @@ def test_out_of_memory(tmp_path: Path) -> None:
         return outcome.code, lines, headline(outcome), totals(runs).outcome, totals(runs).steps
 
     assert side_by_side(work, MEMORY) == MEMORY
+
+
+# --- exceptions --------------------------------------------------------------------------------
+
+
+def test_an_exception_without_a_text(tmp_path: Path) -> None:
+    """A run that ends by an exception whose `str()` raises is told whole, and the traceback is the program's own."""
+    runs = tmp_path / "runs"
+    ways = {
+        "plain": lambda: run(PLAIN, "mute.py", cwd=tmp_path),
+        "ours": lambda: run(RUN, "mute.py", cwd=tmp_path, OTEL_ML_DIR=str(runs), OTEL_ML_SUMMARY="0"),
+    }
+    outcomes = side_by_side(lambda way: ways[way](), ways)
+
+    assert outcomes["ours"] == outcomes["plain"]
+    assert outcomes["plain"].stderr.endswith("MuteError: <exception str() failed>\n")
+    said = totals(runs)
+    assert (said.outcome, said.error, said.steps, said.errors) == (
+        "failed", "MuteError: <exception str() failed>", 5, 0,
+    )  # fmt: skip
+    logs = {log.event_name: log for log in recorded(runs).logs() if log.event_name in ENDINGS}
+    assert set(logs) == ENDINGS
+    assert logs["ml.exception"].attributes["exception.message"] == "<exception str() failed>"
+
+
+ENDINGS = {"ml.exception", "ml.diagnosis", "ml.run.finished"}
 
 
 # --- servers -----------------------------------------------------------------------------------
