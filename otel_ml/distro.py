@@ -24,7 +24,7 @@ from wrapt import register_post_import_hook
 
 from otel_ml import configuration, settings
 from otel_ml.core import identity as identities
-from otel_ml.core import runtime
+from otel_ml.core import namesakes, runtime
 from otel_ml.core.context import limits, recorders
 from otel_ml.core.profiling import Profiler
 from otel_ml.core.threads import started_for_us
@@ -182,7 +182,17 @@ def summary(file: TextIO | None = None) -> None:
 
 
 def join() -> None:
-    """After auto-instrumentation: join whatever distro won, and say who did when asked to."""
+    """After auto-instrumentation: join whatever distro won, say who did when asked to, and leave no trace."""
+    _join()
+    with guard("giving way to the program's modules"):
+        found = namesakes.shadowed()
+        if found:
+            if current is not None and current.writer is not None:
+                current.writer.prepare()  # what we import later would find the program's
+            namesakes.give_way(found)
+
+
+def _join() -> None:
     with guard("joining the providers"):
         chosen = Settings.from_env(os.environ)
         if not chosen.enabled or settings.sdk_disabled(os.environ):
