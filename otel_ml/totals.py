@@ -68,7 +68,9 @@ class RunTotals:
     steps_skipped: int = 0
     steps_failed: int = 0
     samples: int | None = None
+    samples_time_s: float | None = None  # of the steps whose samples are known; None of runs that did not tell
     tokens: int | None = None
+    tokens_time_s: float | None = None  # likewise
     micro_batches: int = 0
     losses: dict[str, LossCurve] = field(default_factory=dict)  # by optimizer; "" where there is one
     scalars: dict[str, ScalarCurve] = field(default_factory=dict)  # by name, "split/name" where of a split

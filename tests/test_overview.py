@@ -531,6 +531,14 @@ def test_the_json_has_the_documented_keys_and_no_nan() -> None:
     assert keys(processes[0]) == keys(TRAINED.to_dict())
 
 
+def test_rates_are_of_the_steps_that_know_their_samples() -> None:
+    """Samples a second are of the time of the steps whose samples are known, not of all steps' time."""
+    some = replace(TRAINED, samples=1000, samples_time_s=0.5, tokens=2000, tokens_time_s=0.25)
+    rates = json.loads(to_json([some]))["rates"]
+    assert (rates["samples_per_s"], rates["tokens_per_s"]) == (2000.0, 8000.0)
+    assert "2,000 samples/s" in page(some)
+
+
 def test_the_json_of_no_process_has_the_same_keys() -> None:
     """A run that left nothing is null, not an error."""
     assert json.loads(to_json([])) == {"schema": 1, "run": None, "rates": None, "diagnosis": None, "processes": []}

@@ -101,8 +101,8 @@ def to_json(totals: Sequence[RunTotals], ending: Ending | None = None) -> str:
             "duration_s": shown.duration_s,
         },
         "rates": {
-            "samples_per_s": while_training(shown, shown.samples),
-            "tokens_per_s": while_training(shown, shown.tokens),
+            "samples_per_s": while_training(shown, shown.samples, shown.samples_time_s),
+            "tokens_per_s": while_training(shown, shown.tokens, shown.tokens_time_s),
             "requests_per_s": over(shown.inference.count or None, shown.duration_s),
             "overhead": over(shown.drain_cpu_s, shown.duration_s),
         },

@@ -80,6 +80,6 @@ def over(amount: float | None, duration_s: float) -> float | None:
     return None if amount is None or duration_s <= 0 else amount / duration_s
 
 
-def while_training(totals: RunTotals, amount: int | None) -> float | None:
-    """An amount a second of the time that steps took."""
-    return over(amount, totals.step_time.total_s)
+def while_training(totals: RunTotals, amount: int | None, time_s: float | None) -> float | None:
+    """An amount a second of the time of the steps that it is of; where that was not told, of all."""
+    return over(amount, totals.step_time.total_s if time_s is None else time_s)

@@ -127,7 +127,8 @@ def _training(page: Page, shown: RunTotals) -> None:
         (f"{backwards:.3g}" if backwards >= 1.5 else "", "backward passes each"),
     )
     page.row("steps", page.facts(*steps))
-    samples, tokens = while_training(shown, shown.samples), while_training(shown, shown.tokens)
+    samples = while_training(shown, shown.samples, shown.samples_time_s)
+    tokens = while_training(shown, shown.tokens, shown.tokens_time_s)
     if samples is not None or tokens is not None:
         throughput = (
             (rate(samples) if samples is not None else "", "samples/s"),

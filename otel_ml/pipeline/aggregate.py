@@ -89,6 +89,7 @@ class Aggregate:
         self.steps = Durations()
         self.calls = Durations()
         self.phases: dict[str, int] = {}
+        self.counted = {"samples": 0, "tokens": 0}  # nanoseconds of the steps whose samples, tokens are known
 
     def _spent(self, start: int, end: int) -> None:
         if self.first is None:
@@ -118,8 +119,10 @@ class Aggregate:
         totals.micro_batches += step.micro_batches
         if step.samples is not None:
             totals.samples = (totals.samples or 0) + step.samples
+            self.counted["samples"] += step.duration
         if step.tokens is not None:
             totals.tokens = (totals.tokens or 0) + step.tokens
+            self.counted["tokens"] += step.duration
         for optimizer, loss in step.losses.items():
             self._loss(label.get(optimizer, ""), loss, step.number)
         for name, value in step.scalars.items():
@@ -142,10 +145,13 @@ class Aggregate:
         self.time["productive"] += whole
         self.steps.extend(block.durations)
         totals.micro_batches += count * block.micro_batches
+        taken = block.starts[-1] - block.starts[0]
         if block.samples is not None:
             totals.samples = (totals.samples or 0) + sum(block.samples)
+            self.counted["samples"] += taken
         if block.tokens is not None:
             totals.tokens = (totals.tokens or 0) + sum(block.tokens)
+            self.counted["tokens"] += taken
         for optimizer, column in block.losses.items():
             key = label.get(optimizer, "")
             losses = column if type(column) is array else floats([loss for loss in column if loss is not None])
@@ -250,6 +256,8 @@ class Aggregate:
         totals.duration_s = (now_ns - self.started) / 1e9
         totals.step_time = self.steps.distribution()
         totals.inference = self.calls.distribution()
+        totals.samples_time_s = None if totals.samples is None else self.counted["samples"] / 1e9
+        totals.tokens_time_s = None if totals.tokens is None else self.counted["tokens"] / 1e9
         totals.phases = {k: v / 1e9 for k, v in self.phases.items()}
         totals.time = self.categories(now_ns)
         totals.memory_peak_by = memory_peak()

@@ -57,14 +57,14 @@ _MASK = (1 << _TOKENS_SHIFT) - 1
 
 
 def build(
-    number: int, items: list[Item], end: int, outcome: str, roots: int, marks: Iterable[Item] = (), start: int = _NEVER
+    number: int, items: list[Item], end: int, outcome: str, marks: Iterable[Item] = (), start: int = _NEVER
 ) -> Step:
-    """The step that these top-level items make; `roots` is how many root modules the thread has run."""
+    """The step that these top-level items make."""
     first, last = (items[0].start, items[-1].end) if items else (start, end)
     step = Step(number, min(first, start), max(end, last, min(first, start)), outcome)
     _phases(step, items, marks)
     _values(step, items)
-    _count(step, items, roots)
+    _count(step, items)
     step.framework = framework_of(i.code for i in items)
     return step
 
@@ -134,7 +134,7 @@ def packed_of(b: Any) -> int:
     return b.packed if isinstance(b, Values) else b if isinstance(b, int) else -1
 
 
-def _count(step: Step, items: list[Item], roots: int) -> None:
+def _count(step: Step, items: list[Item]) -> None:
     fetches = [i for i in items if i.code == r.FETCH]
     known = [i.a for i in fetches if i.a >= 0]
     learning = [i for i in items if i.code in _DEVICE_LEARNS]
@@ -149,8 +149,9 @@ def _count(step: Step, items: list[Item], roots: int) -> None:
         step.tokens = sum(tokens for _, tokens in sizes) or None
         return
     forwards = [i for i in items if i.code == r.FORWARD]
-    # Without a loader, the root's own batch is the step's only where one root runs once a backward.
-    if roots == 1 and forwards and len(forwards) == step.micro_batches and all(i.b > 0 for i in forwards):
+    # Without a loader, the root's own batch is the step's only where one root runs in it, once a backward.
+    alone = len({i.a for i in forwards}) == 1 and len(forwards) == step.micro_batches
+    if alone and all(i.b > 0 for i in forwards):
         sizes = [unpack(i.b) for i in forwards]
         step.samples = sum(samples for samples, _ in sizes)
         step.tokens = sum(tokens for _, tokens in sizes) or None

@@ -75,7 +75,6 @@ class Block:
     framework: str
     _events: tuple[Sequence[Any], ...]  # codes, starts, ends, a and b of every event
     _cycle: int
-    _roots: int
     epoch: int | None = None
 
     def __len__(self) -> int:
@@ -85,7 +84,7 @@ class Block:
         """One of the steps, whole."""
         mine = slice(index * self._cycle, (index + 1) * self._cycle)
         items = list(map(Item, *(column[mine] for column in self._events)))
-        step = build(self.first + index, items, self.starts[index + 1], "ok", self._roots)
+        step = build(self.first + index, items, self.starts[index + 1], "ok")
         step.scalars.update((name, v) for name, of in self.scalars.items() if (v := of[index]) is not None)
         step.epoch = self.epoch
         return step
@@ -209,7 +208,6 @@ class Steady:
             epoch=tracker.epoch,
             _events=(codes, starts, ends, a, b),
             _cycle=whole_cycle,
-            _roots=len(tracker.roots),
         )
         layout = _Columns(codes[:whole_cycle], starts, ends, a, b, whole, whole_cycle)
         if not layout.values(block):
@@ -393,7 +391,7 @@ class _Columns:
         return True
 
     def _from_forwards(self, block: Block, forwards: list[int]) -> bool:
-        if block._roots != 1 or len(forwards) != block.micro_batches:  # noqa: SLF001 - its own kind
+        if len({self.a(j)[0] for j in forwards}) != 1 or len(forwards) != block.micro_batches:
             return True
         for j in forwards:
             rows, words = _unpacked(self.b(j))

@@ -63,7 +63,6 @@ class Tracker:
         self.round: set[int] = set()
         self.candidate: int | None = None  # index into items
         self.losses: dict[int, float] = {}
-        self.roots: set[int] = set()
         self.out: list[Output] = []
         self.loose: list[Item] = []  # compiles, until it is known what they are inside of
         self.last_end = 0
@@ -231,8 +230,6 @@ class Tracker:
         if code == r.BUILD:
             self.built()
         elif of_step and code != r.NUMBERED:
-            if code == r.FORWARD:
-                self.roots.add(a)
             self.items.append(Item(code, start, end, a, b, self._absorb(code, start)))
         self.last_end = max(self.last_end, end)
 
@@ -264,7 +261,7 @@ class Tracker:
     def _tell(self, items: list[Item], end: int, outcome: str, start: int) -> None:
         """A step is complete."""
         self._let_go(start)
-        step = build(self.number, items, end, outcome, len(self.roots), self.marks, start)
+        step = build(self.number, items, end, outcome, self.marks, start)
         self.marks = [mark for mark in self.marks if mark.start >= step.end]
         later = next((n for n, item in enumerate(self.values) if item.start > step.end), len(self.values))
         for item in self.values[:later]:
@@ -281,9 +278,7 @@ class Tracker:
     def _event(self, item: Item) -> None:
         """A fetch, root forward with grad, backward, zero_grad or other optimizer work."""
         code = item.code
-        if code == r.FORWARD:
-            self.roots.add(item.a)
-        elif code in _BACKWARDS:
+        if code in _BACKWARDS:
             self.trains = True
             self._early.clear()
         if self._turned():
@@ -510,7 +505,7 @@ class Tracker:
         if self._aside or self._held or self.loose or self.marks or any(i.inside for i in self.items):
             return None
         which = tuple((i.code, i.a if i.code in _WHICH else None) for i in self.items)
-        return which, self.candidate, frozenset(self.round), len(self.roots), self.by_hand
+        return which, self.candidate, frozenset(self.round), self.by_hand
 
     def skip(self, items: list[Item], count: int, last_end: int) -> None:
         """`count` steps were told of otherwise: `items` are open now, of the same signature as before."""

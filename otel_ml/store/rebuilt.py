@@ -29,6 +29,7 @@ class _Steps:
     outcomes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     durations: list[tuple[float, float, int]] = field(default_factory=list)  # mean, longest, steps
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by attribute
+    counted: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds of steps that have it
     losses: dict[str, LossCurve] = field(default_factory=dict)
     memory_peak_by: int | None = None
     thinned: bool = False
@@ -55,6 +56,7 @@ class _Steps:
                 self.memory_peak_by = max(self.memory_peak_by or 0, int(value))
             elif key in _SUMMED:
                 self.sums[key] += value
+                self.counted[key] += (record.get(names.STEP_DURATION_S) or 0.0) * weight
             elif key.startswith(f"{names.STEP_PHASE}."):
                 self.sums[key] += value * weight
 
@@ -169,6 +171,9 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         found = steps.sums.get(attribute) if fresh else series.total(metric)
         return None if found is None else round(found)
 
+    def counted_s(attribute: str) -> float | None:
+        return steps.counted.get(attribute) if fresh else None
+
     def whole(metric: names.Metric) -> int:
         return int(series.total(metric) or 0)
 
@@ -197,7 +202,9 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         steps_skipped=skipped,
         steps_failed=failed,
         samples=summed(names.STEP_SAMPLES, names.SAMPLES),
+        samples_time_s=counted_s(names.STEP_SAMPLES),
         tokens=summed(names.STEP_TOKENS, names.TOKENS),
+        tokens_time_s=counted_s(names.STEP_TOKENS),
         micro_batches=summed(names.STEP_MICRO_BATCHES, names.MICRO_BATCHES) or 0,
         losses=steps.losses,
         step_time=step_time,

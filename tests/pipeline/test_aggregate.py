@@ -127,6 +127,15 @@ def test_optimizers_have_a_curve_each() -> None:
     assert made.totals.losses == {"Adam": LossCurve(2.0, 1.0, 1.0, 1), "Adam#2": LossCurve(5.0, 6.0, 5.0, 0)}
 
 
+def test_samples_are_of_the_steps_that_know_them() -> None:
+    """The time in which samples were counted is that of the steps whose samples are known."""
+    made = aggregate()
+    for number, samples in enumerate((8, None, 8)):
+        made.step(step(number, number, number + 1, samples=samples, tokens=5 if number else None), {})
+    totals = made.fill(STARTED + 3 * SECOND)
+    assert (totals.samples, totals.samples_time_s, totals.tokens, totals.tokens_time_s) == (16, 2.0, 10, 2.0)
+
+
 @pytest.mark.parametrize("losses", [[3.0, 1.0, 2.0, 1.0], [3.0, math.nan, 2.0, math.inf]], ids=["finite", "not"])
 def test_a_block_counts_as_its_steps_do(losses: list[float]) -> None:
     """A block of steady steps leaves the same totals as its steps one by one."""
@@ -140,7 +149,6 @@ def test_a_block_counts_as_its_steps_do(losses: list[float]) -> None:
         "micro_batches": 2,
         "_events": (),
         "_cycle": 0,
-        "_roots": 1,
     }
     block = Block(
         first=7, starts=starts, durations=array("q", (SECOND,)) * 4, phases=phases, losses={0: [*losses]},

@@ -53,7 +53,7 @@ def track(table: str, *, failed: bool = False) -> list[Any]:
         if rest:
             a = float(rest[0]) if name in ("backward", "clip") else int(rest[0])
         if len(rest) > 1:
-            b = float(rest[1])
+            b = int(rest[1]) if name == "forward" else float(rest[1])
         if name in ("compile", "checkpoint"):
             a = {"operation": "save", "error": None} if name == "checkpoint" else {"function": "f", "reason": None}
         tracker.feed(CODES[name], int(start), int(end), a, b)
@@ -302,6 +302,27 @@ def test_optimizer_built_anew() -> None:
     """)
 
     assert shape(found) == [(0, 1, 10, "ok"), (1, 11, 18, "ok")]
+
+
+def test_models_one_after_another() -> None:
+    """Without a loader a step's samples are its one root's batch, whatever other roots the thread has run."""
+    found = track("""
+        build 0 0 0
+        forward 1 2 0 64
+        backward 2 3
+        step 3 4 0
+        build 10 10 1
+        forward 11 12 1 32
+        backward 12 13
+        step 13 14 1
+        build 20 20 2
+        forward 21 22 0 64
+        forward 22 23 1 32
+        backward 23 24
+        step 24 25 2
+    """)
+
+    assert [s.samples for s in found] == [64, 32, None]
 
 
 def test_inference() -> None:

@@ -445,7 +445,8 @@ def test_step_records_newer_than_the_last_collection_win(program: Callable[..., 
     one.flush()
 
     totals = rebuilt(runs)
-    assert (totals.steps, totals.steps_skipped, totals.steps_failed, totals.samples) == (5, 1, 1, 50)
+    assert (totals.steps, totals.steps_skipped, totals.steps_failed) == (5, 1, 1)
+    assert (totals.samples, totals.samples_time_s, totals.tokens_time_s) == (50, 1.5, None)
     assert totals.losses == {"": LossCurve(2.0, 0.625, 0.5, 4)}
     assert totals.step_time == Distribution(7, 2.625, 0.25, 1.0, 1.0)
     assert totals.phases == {"forward": 0.875}
