@@ -6,8 +6,8 @@ framework: `tests/pipeline/test_steps.py` holds a table for every rule.
 
 - A *turn* is an optimizer's step, or a scaler's that skipped one. It must have happened
   before anything can close the step.
-- An *edge* closes it: after a turn, a batch fetch, the iterator's end, a root forward
-  without grad, or the construction of an optimizer, at once. A root forward with grad,
+- An *edge* closes it: after a turn, a batch fetch, the iterator's end, the construction of an optimizer, at once; a
+  root forward without grad, once the next event shows that it was not inside one. A root forward with grad,
   zero_grad or backward is a *candidate*: confirmed when an optimizer of this round takes
   its turn again, discarded when a new one does (a GAN: one step holds one round).
 - Where a compiled function trains (JAX), its call is the turn, and what the program waits for after it belongs to
@@ -21,6 +21,7 @@ framework: `tests/pipeline/test_steps.py` holds a table for every rule.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
@@ -46,6 +47,7 @@ _NEVER = 1 << 62
 _UNTRAINED = 16  # forwards with grad that wait for a first backward
 _PENDING = 256  # events without a turn, at which evaluations among them are looked for
 _MARKS = 4096  # phases and values that wait for their step to end
+_PARTS = 4096  # forwards that can still be taken back out of an evaluation, should an event turn out to hold them
 
 
 class Tracker:
@@ -66,7 +68,8 @@ class Tracker:
         self.out: list[Output] = []
         self.loose: list[Item] = []  # compiles, until it is known what they are inside of
         self.last_end = 0
-        self._aside: Evaluation | None = None  # forwards that belong to no step, so far
+        self._aside: _Aside | None = None  # forwards that belong to no step, so far
+        self._after: _Aside | None = None  # the same after a turn: where they begin, the step ends
         self._held: Evaluation | None = None  # the last one, until it is sure that it does not come with every step
         self._early: list[Call] = []  # of compiled functions, before it is known whether the process trains
         self._called: dict[int, int] = {}  # the step before which a compiled function was last called
@@ -88,6 +91,9 @@ class Tracker:
             self._inside(code, start, end, a, b)
             return
         inside = self._absorb(code, start)
+        self._take_back(start)
+        if self._after is not None and code not in (r.FORWARD_NOGRAD, r.COMPILE):
+            self._leave_step()
         if self.loose and code not in (r.COMPILE, r.CHECKPOINT):
             inside += self._settle(start, opens=code in _OPENERS)
         item = Item(code, start, end, a, b, inside)
@@ -125,7 +131,7 @@ class Tracker:
             self._device_call(item)
         elif code == r.DEVICE_WAIT and not self.items:
             if self._aside is not None:
-                self._aside.end = end
+                self._aside.found.end = end
             elif self._early:  # what the last request was for
                 self._early[-1] = self._early[-1]._replace(end=end)
         else:
@@ -147,6 +153,7 @@ class Tracker:
                 )
             )
             failed = False
+        self._leave_step()
         self._settle(_NEVER, opens=False)
         if self._turned():
             # What has taken its turn is done; what follows is the next step, or was none.
@@ -173,6 +180,8 @@ class Tracker:
 
     def _said(self, item: Item) -> None:
         code = item.code
+        if code != r.MARK:
+            self._leave_step()
         if code == r.MARK:
             if len(self.marks) >= _MARKS:
                 del self.marks[0]
@@ -315,12 +324,27 @@ class Tracker:
             self.out.append(_call(item))
             return
         if self._turned():
-            self._close_at(item.start, len(self.items))
-        if self.items:
+            self._after = _put(self._after, [item], self.number)
+        elif self.items:
             self._insert(item)
             self._bound()
         else:
             self._put_aside([item])
+
+    def _leave_step(self) -> None:
+        """The forwards after the turn were inside of nothing: the step ended where they began."""
+        after, self._after = self._after, None
+        if after is not None:
+            self._close_at(after.found.start, len(self.items))
+            after.found.next_step = self.number
+            self._aside = after
+
+    def _take_back(self, start: int) -> None:
+        """What was put aside since `start` was inside the event that ends now."""
+        if self._after is not None and self._after.cut(start):
+            self._after = None
+        if self._aside is not None and self._aside.cut(start):
+            self._aside = None
 
     def _device_call(self, item: Item) -> None:
         """A call of a compiled function that does not train."""
@@ -386,12 +410,12 @@ class Tracker:
         loose, self.loose = self.loose, []
         for item in loose:
             within = item.start >= start
-            of_step = opens if within else bool(self.items)
+            of_step = opens if within else bool(self.items) and self._after is None
             self.out.append(Rare(item.code, item.start, item.end, item.a, self.number if of_step else None))
             if of_step and not within:
                 self.items.append(item)
-            elif self._aside is not None and not within:
-                self._aside.compiling += item.end - item.start
+            elif not within and (aside := self._after or self._aside) is not None:
+                aside.found.compiling += item.end - item.start
         return tuple(i for i in loose if i.start >= start)
 
     def _forget(self, inside: tuple[Item, ...]) -> None:
@@ -412,18 +436,10 @@ class Tracker:
 
     def _put_aside(self, items: list[Item]) -> None:
         """Add these forwards, and the fetches among them, to the evaluation that is going on."""
-        calls = sum(1 for i in items if i.code in _CALLS)
-        known = self._aside
-        if known is None:
-            known = self._aside = Evaluation(items[0].start, items[-1].end, calls, self.number)
-        else:
-            known.end = items[-1].end
-            known.calls += calls
-        known.functions.update(i.a for i in items if i.code == r.DEVICE_CALL)
-        known.compiling += sum(map(compiling, items))
+        self._aside = _put(self._aside, items, self.number)
 
     def _flush_evaluation(self, *, last: bool = False) -> None:
-        aside, self._aside = self._aside, None
+        aside, self._aside = self._aside and self._aside.found, None
         if self._held is not None and (last or aside is not None or self._held.next_step < self.number):
             self.out.append(self._held)
             self._held = None
@@ -502,7 +518,7 @@ class Tracker:
 
     def signature(self) -> tuple[Any, ...] | None:
         """The state without its times; None where more than the open step is on its way."""
-        if self._aside or self._held or self.loose or self.marks or any(i.inside for i in self.items):
+        if self._aside or self._after or self._held or self.loose or self.marks or any(i.inside for i in self.items):
             return None
         which = tuple((i.code, i.a if i.code in _WHICH else None) for i in self.items)
         return which, self.candidate, frozenset(self.round), self.by_hand
@@ -512,6 +528,33 @@ class Tracker:
         self.items = items
         self.number += count
         self.last_end = max(self.last_end, last_end)
+
+
+class _Aside:
+    """An evaluation that goes on, and what it was before each of its last forwards."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.found = Evaluation(at, at, 0, number)
+        self.parts: deque[tuple[int, int, int, int]] = deque(maxlen=_PARTS)  # a start; end, calls, compiling before it
+
+    def cut(self, start: int) -> bool:
+        """Take off what began at or after `start`, by the rule of `_absorb`; whether nothing is left."""
+        found, parts = self.found, self.parts
+        while parts and parts[-1][0] >= start and found.end > start:
+            _, found.end, found.calls, found.compiling = parts.pop()
+        found.end = min(found.end, max(start, found.start))
+        return found.start >= start and not parts
+
+
+def _put(known: _Aside | None, items: list[Item], number: int) -> _Aside:
+    known = _Aside(items[0].start, number) if known is None else known
+    found = known.found
+    known.parts.append((items[0].start, found.end, found.calls, found.compiling))
+    found.end = items[-1].end
+    found.calls += sum(1 for i in items if i.code in _CALLS)
+    found.functions.update(i.a for i in items if i.code == r.DEVICE_CALL)
+    found.compiling += sum(map(compiling, items))
+    return known
 
 
 def _call(item: Item) -> Call:

@@ -253,6 +253,58 @@ def test_evaluation_without_loader() -> None:
     assert shape(found) == [(0, 0, 10, "ok"), ("evaluation", 10, 15, 2), (1, 20, 24, "ok")]
 
 
+def test_model_in_the_data_set() -> None:
+    """Forwards without grad inside of a fetch are no evaluation and no edge: what came before them stays as it was."""
+    found = track("""
+        build 0 0
+        quiet 3 5
+        quiet 6 8
+        fetch 1 10
+        forward 11 12
+        backward 12 13
+        step 13 14
+        quiet 23 25
+        quiet 26 28
+        fetch 21 30
+        forward 31 32
+        backward 32 33
+        step 33 34
+        quiet 35 36
+        quiet 37 38
+        quiet 41 42
+        fetch 40 43
+        forward 44 45
+        backward 45 46
+        step 46 47
+        quiet 52 53
+        quiet 51 54
+        quiet 56 57
+    """)
+
+    assert shape(found) == [
+        (0, 1, 21, "ok"), (1, 21, 35, "ok"), ("evaluation", 35, 38, 2), (2, 40, 51, "ok"), ("evaluation", 51, 57, 2),
+    ]  # fmt: skip
+    assert [s.phases["data_wait"] for s in found if isinstance(s, Step)] == [9, 9, 3]
+
+
+def test_a_large_batch_by_a_model_in_the_data_set() -> None:
+    """However many forwards a fetch holds, none of them is left over, and few of them are held."""
+    tracker = Tracker()
+    tracker.built()
+    at = 0
+    for _ in range(2):
+        since = at
+        for _ in range(10_000):
+            tracker.feed(r.FORWARD_NOGRAD, at + 1, at + 2, 0, 1)
+            at += 2
+        for code, a in ((r.FETCH, 4), (r.FORWARD, 0), (r.BACKWARD, 1.0), (r.STEP, 0)):
+            tracker.feed(code, since if code == r.FETCH else at, at + 1, a, -1 if code == r.FETCH else None)
+            at += 1
+    tracker.finish()
+
+    assert shape(tracker.out) == [(0, 0, 20_004, "ok"), (1, 20_004, 40_008, "ok")]
+
+
 def test_teacher() -> None:
     """A forward without grad inside a batch that trains is part of the step."""
     found = track("""
