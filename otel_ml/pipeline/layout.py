@@ -7,6 +7,8 @@ compilation, a checkpoint) is taken out of it.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
@@ -14,11 +16,11 @@ from otel_ml.core.deferred import Values
 from otel_ml.pipeline.findings import Item, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
 __all__ = [
-    "BACKWARD", "FORWARD", "GRAD_NORM", "LOSS", "PHASE", "RESIDUAL", "TURNS", "build", "compiling", "framework_of",
-    "number_of", "packed_of", "unpack",
+    "BACKWARD", "FORWARD", "GRAD_NORM", "LOSS", "PHASE", "RESIDUAL", "TURNS", "build", "compiling", "counting",
+    "framework_of", "left_out", "number_of", "packed_of", "unpack",
 ]  # fmt: skip
 
 DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, COMPILE, CHECKPOINT, HOST, WAIT = (
@@ -57,28 +59,60 @@ _MASK = (1 << _TOKENS_SHIFT) - 1
 
 
 def build(
-    number: int, items: list[Item], end: int, outcome: str, marks: Iterable[Item] = (), start: int = _NEVER
-) -> Step:
-    """The step that these top-level items make."""
+    number: int, items: list[Item], end: int, outcome: str, turners: Collection[int], marks: Iterable[Item] = (),
+    start: int = _NEVER,
+) -> Step:  # fmt: skip
+    """The step that these top-level items make; `turners` are the optimizers that have taken a turn so far."""
     first, last = (items[0].start, items[-1].end) if items else (start, end)
     step = Step(number, min(first, start), max(end, last, min(first, start)), outcome)
     _phases(step, items, marks)
-    _values(step, items)
-    _count(step, items)
+    _count(step, items, _values(step, items, turners))
     step.framework = framework_of(i.code for i in items)
     return step
 
 
-def _values(step: Step, items: list[Item]) -> None:
+def counting(given: Sequence[tuple[int, Any]], which: int | None, turners: Collection[int], closure: int) -> list[int]:
+    """Of the backward passes among these codes, each with its `a`, those whose gradients a turn takes.
+
+    `which` takes the turn, None where none came. A zero_grad of that optimizer, or of one that never takes a turn (it
+    wraps the one that does), threw the gradients before it away, if a backward came after it. From `closure` on they
+    are inside of the turn: of a closure that is called again and again, the first call counts, as it is what `step`
+    gives back.
+    """
+    kept: list[int] = []
+    thrown = False
+    for at, (code, a) in enumerate(given):
+        if code == r.BACKWARD:
+            if thrown:
+                kept, thrown = [], False
+            kept.append(at)
+        elif a >= 0 and (which is None or a == which or a not in turners):
+            if kept and kept[-1] >= closure:
+                break
+            thrown = True
+    return kept
+
+
+def left_out(given: Sequence[tuple[int, Any]], kept: list[int], before: int) -> set[int]:
+    """Those that `counting` left out, by their place among the step's backward passes; `before` came before these."""
+    backwards = (at for at, (code, _) in enumerate(given) if code == r.BACKWARD)
+    return {before + n for n, at in enumerate(backwards) if at not in kept}
+
+
+def _values(step: Step, items: list[Item], turners: Collection[int]) -> set[int]:
+    """Fill in losses, rates and norms; which of the step's backward passes count for no turn is returned."""
+    out: set[int] = set()
+    before = 0
     sums: dict[int, float] = {}
-    running: float | None = None
+    given: list[tuple[int, Any]] = []  # since the last turn
     turns = skipped = 0
     for item in _flat(items):
         code = item.code
         if code == r.BACKWARD:
             step.micro_batches += 1
-            if item.a is not None:
-                running = item.a if running is None else running + item.a
+            given.append((code, item.a))
+        elif code == r.ZERO_GRAD:
+            given.append((code, item.a))
         elif code in _DEVICE_LEARNS:
             step.micro_batches += 1
             loss = _scalars(step, item)
@@ -86,28 +120,44 @@ def _values(step: Step, items: list[Item]) -> None:
                 turns += 1
                 if loss is not None:
                     sums[item.a] = loss
-            elif loss is not None:
-                running = loss if running is None else running + loss
+            else:
+                given.append((r.BACKWARD, loss))
         elif code in TURNS:
             turns += 1
             inner = next((i for i in item.inside if i.code == r.STEP), None)
             scale = item.b if code == r.SCALER else None
             if code == r.SCALER and inner is None:
                 skipped += 1
-            if running is not None:
-                loss = running / scale if scale else running
+            closure = len(given)
+            given += [(i.code, i.a) for i in item.inside if i.code in (r.BACKWARD, r.ZERO_GRAD)]
+            step.micro_batches += sum(1 for code, _ in given[closure:] if code == r.BACKWARD)
+            kept = counting(given, item.a, turners, closure)
+            out |= left_out(given, kept, before)
+            before = step.micro_batches
+            loss = _sum(given, kept)
+            if loss is not None:
+                loss = loss / scale if scale else loss
                 sums[item.a] = sums[item.a] + loss if item.a in sums else loss
-            running = None
+            given = []
             rates = inner.b if inner is not None else (item.b if code == r.STEP else None)
             if rates is not None:
                 step.learning_rates[item.a] = rates
         elif code == r.CLIP and item.a is not None:
             step.grad_norm = item.a
-    if running is not None and not turns:
-        sums[-1] = running
+    if not turns:
+        kept = counting(given, None, turners, len(given))
+        out |= left_out(given, kept, before)
+        if (loss := _sum(given, kept)) is not None:
+            sums[-1] = loss
     step.losses = sums
     if turns and skipped == turns and step.outcome == "ok":
         step.outcome, step.skip_reason = "skipped", "gradient_overflow"
+    return out
+
+
+def _sum(given: list[tuple[int, Any]], places: list[int]) -> float | None:
+    known = [given[at][1] for at in places if given[at][1] is not None]
+    return reduce(add, known) if known else None
 
 
 def _scalars(step: Step, item: Item) -> float | None:
@@ -134,7 +184,7 @@ def packed_of(b: Any) -> int:
     return b.packed if isinstance(b, Values) else b if isinstance(b, int) else -1
 
 
-def _count(step: Step, items: list[Item]) -> None:
+def _count(step: Step, items: list[Item], out: set[int]) -> None:
     fetches = [i for i in items if i.code == r.FETCH]
     known = [i.a for i in fetches if i.a >= 0]
     learning = [i for i in items if i.code in _DEVICE_LEARNS]
@@ -149,10 +199,11 @@ def _count(step: Step, items: list[Item]) -> None:
         step.tokens = sum(tokens for _, tokens in sizes) or None
         return
     forwards = [i for i in items if i.code == r.FORWARD]
-    # Without a loader, the root's own batch is the step's only where one root runs in it, once a backward.
+    # Without a loader, the root's own batch is the step's only where one root runs in it, once a backward. Forward
+    # passes to backward passes whose gradients were thrown away are not of the batch, but of a way to it.
     alone = len({i.a for i in forwards}) == 1 and len(forwards) == step.micro_batches
     if alone and all(i.b > 0 for i in forwards):
-        sizes = [unpack(i.b) for i in forwards]
+        sizes = [unpack(i.b) for n, i in enumerate(forwards) if n not in out]
         step.samples = sum(samples for samples, _ in sizes)
         step.tokens = sum(tokens for _, tokens in sizes) or None
 
@@ -176,13 +227,10 @@ def unpack(packed: int) -> tuple[int, int]:
 
 
 def _flat(items: list[Item]) -> list[Item]:
-    """The items that count, those inside closures of an optimizer's step included."""
+    """The items, and before each the gradient norms that were inside of it."""
     flat: list[Item] = []
     for item in items:
-        if item.code in TURNS:
-            flat.extend(i for i in item.inside if i.code in (r.BACKWARD, r.CLIP))
-        elif item.inside:
-            flat.extend(i for i in item.inside if i.code == r.CLIP)
+        flat.extend(i for i in item.inside if i.code == r.CLIP)
         flat.append(item)
     return flat
 

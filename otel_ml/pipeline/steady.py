@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import compress, cycle
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,9 @@ from otel_ml.pipeline.layout import (
     PHASE,
     RESIDUAL,
     build,
+    counting,
     framework_of,
+    left_out,
     number_of,
     packed_of,
     unpack,
@@ -75,6 +77,7 @@ class Block:
     framework: str
     _events: tuple[Sequence[Any], ...]  # codes, starts, ends, a and b of every event
     _cycle: int
+    _turners: frozenset[int]
     epoch: int | None = None
 
     def __len__(self) -> int:
@@ -84,7 +87,7 @@ class Block:
         """One of the steps, whole."""
         mine = slice(index * self._cycle, (index + 1) * self._cycle)
         items = list(map(Item, *(column[mine] for column in self._events)))
-        step = build(self.first + index, items, self.starts[index + 1], "ok")
+        step = build(self.first + index, items, self.starts[index + 1], "ok", self._turners)
         step.scalars.update((name, v) for name, of in self.scalars.items() if (v := of[index]) is not None)
         step.epoch = self.epoch
         return step
@@ -208,6 +211,7 @@ class Steady:
             epoch=tracker.epoch,
             _events=(codes, starts, ends, a, b),
             _cycle=whole_cycle,
+            _turners=frozenset(tracker.turners),
         )
         layout = _Columns(codes[:whole_cycle], starts, ends, a, b, whole, whole_cycle)
         if not layout.values(block):
@@ -312,8 +316,9 @@ class _Columns:
 
     def values(self, block: Block) -> bool:
         """Fill in losses, rates, norms and counts; False where one is not known throughout."""
-        running: Sequence[Any] | None = None
-        turns = 0
+        given: list[tuple[int, Any]] = []  # since the last turn: losses as columns, or an optimizer's number
+        out: set[int] = set()
+        before = turns = 0
         samples: list[int] | None = None
         tokens: list[int] | None = None
         forwards: list[int] = []
@@ -322,15 +327,20 @@ class _Columns:
                 losses = _whole(self.a(j))
                 if losses is None:
                     return False
-                if losses:
-                    running = losses if running is None else _sums(running, losses)
+                given.append((code, losses))
+            elif code == r.ZERO_GRAD:
+                given.append((code, self.a(j)[0]))
             elif code == r.STEP:
                 turns += 1
                 which = self.a(j)[0]
-                if running is not None:
+                kept = counting(given, which, block._turners, len(given))  # noqa: SLF001 - its own kind
+                out |= left_out(given, kept, before)
+                before += sum(1 for code, _ in given if code == r.BACKWARD)
+                losses = _summed(given, kept)
+                if losses:
                     known = block.losses.get(which)
-                    block.losses[which] = running if known is None else _sums(known, running)
-                running = None
+                    block.losses[which] = losses if known is None else _sums(known, losses)
+                given = []
                 rates = _whole(self.b(j))
                 if rates is None:
                     return False
@@ -357,11 +367,14 @@ class _Columns:
                     return False
         if samples is None and block.samples is not None:
             samples, tokens = block.samples, block.tokens
-        if running is not None and not turns:
-            block.losses[-1] = running
+        if not turns:
+            kept = counting(given, None, block._turners, len(given))  # noqa: SLF001
+            out |= left_out(given, kept, before)
+            if losses := _summed(given, kept):
+                block.losses[-1] = losses
         block.samples, block.tokens = samples, tokens
         if samples is None:
-            return self._from_forwards(block, forwards)
+            return self._from_forwards(block, forwards, out)
         return True
 
     def _scalars(self, block: Block, j: int) -> None:
@@ -390,13 +403,15 @@ class _Columns:
                 setattr(block, name, column if known is None else list(map(add, known, column)))
         return True
 
-    def _from_forwards(self, block: Block, forwards: list[int]) -> bool:
+    def _from_forwards(self, block: Block, forwards: list[int], out: set[int]) -> bool:
         if len({self.a(j)[0] for j in forwards}) != 1 or len(forwards) != block.micro_batches:
             return True
-        for j in forwards:
+        for n, j in enumerate(forwards):
             rows, words = _unpacked(self.b(j))
             if min(rows) <= 0 or (min(words) == 0) != (max(words) == 0):
                 return max(rows) <= 0 and len(forwards) == 1
+            if n in out:
+                continue
             block.samples = rows if block.samples is None else list(map(add, block.samples, rows))
             if words[0]:
                 block.tokens = words if block.tokens is None else list(map(add, block.tokens, words))
@@ -414,7 +429,13 @@ def _whole(column: list[Any]) -> Sequence[Any] | None:
     return () if missing == len(column) else None
 
 
+def _summed(given: list[tuple[int, Any]], places: list[int]) -> Sequence[Any]:
+    return reduce(_sums, [given[at][1] for at in places if given[at][1]], ())
+
+
 def _sums(one: Sequence[Any], other: Sequence[Any]) -> Sequence[Any]:
+    if not one:
+        return other
     both = list(map(add, one, other))
     return floats(both) or both
 

@@ -63,6 +63,7 @@ class Tracker:
         self.by_hand = True  # no optimizer was ever constructed: weights are updated by hand
         self.items: list[Item] = []
         self.round: set[int] = set()
+        self.turners: set[int] = set()  # optimizers that have ever taken a turn
         self.candidate: int | None = None  # index into items
         self.losses: dict[int, float] = {}
         self.out: list[Output] = []
@@ -239,6 +240,8 @@ class Tracker:
         if code == r.BUILD:
             self.built()
         elif of_step and code != r.NUMBERED:
+            if code in TURNS:
+                self.turners.add(a)
             self.items.append(Item(code, start, end, a, b, self._absorb(code, start)))
         self.last_end = max(self.last_end, end)
 
@@ -270,7 +273,7 @@ class Tracker:
     def _tell(self, items: list[Item], end: int, outcome: str, start: int) -> None:
         """A step is complete."""
         self._let_go(start)
-        step = build(self.number, items, end, outcome, self.marks, start)
+        step = build(self.number, items, end, outcome, self.turners, self.marks, start)
         self.marks = [mark for mark in self.marks if mark.start >= step.end]
         later = next((n for n, item in enumerate(self.values) if item.start > step.end), len(self.values))
         for item in self.values[:later]:
@@ -381,6 +384,7 @@ class Tracker:
             self._open()
         self._insert(item)
         self.round.add(optimizer)
+        self.turners.add(optimizer)
 
     def _turned(self) -> bool:
         return bool(self.round)
@@ -439,7 +443,8 @@ class Tracker:
         self._aside = _put(self._aside, items, self.number)
 
     def _flush_evaluation(self, *, last: bool = False) -> None:
-        aside, self._aside = self._aside and self._aside.found, None
+        aside = self._aside.found if self._aside is not None else None
+        self._aside = None
         if self._held is not None and (last or aside is not None or self._held.next_step < self.number):
             self.out.append(self._held)
             self._held = None

@@ -78,7 +78,7 @@ EXACT = [
     "plain_loop", "loader_no_workers", "loader_fork", "accumulation", "accumulation_no_loader", "amp", "clipping",
     "scheduler", "evaluation_loader", "evaluation_no_loader", "compile_module", "compile_function", "compile_step",
     "zero_grad_last", "by_hand", "distillation", "jax_plain", "jax_libraries", "jax_devices",
-    "jax_cache", "jax_and_torch",
+    "jax_cache", "jax_and_torch", "lbfgs", "adversarial",
 ]  # fmt: skip
 
 

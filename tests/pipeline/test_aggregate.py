@@ -149,6 +149,7 @@ def test_a_block_counts_as_its_steps_do(losses: list[float]) -> None:
         "micro_batches": 2,
         "_events": (),
         "_cycle": 0,
+        "_turners": frozenset(),
     }
     block = Block(
         first=7, starts=starts, durations=array("q", (SECOND,)) * 4, phases=phases, losses={0: [*losses]},

@@ -33,6 +33,18 @@ LOOPS: dict[str, list[tuple[int, Any]]] = {
     "zero between": [
         (r.FETCH, 0), (r.FORWARD, 0), (r.ZERO_GRAD, 0), (r.BACKWARD, 0), (r.OPTIMIZER_WORK, 0), (r.STEP, 0),
     ],
+    "sam": [
+        (r.FETCH, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.ZERO_GRAD, 1), (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0),
+        (r.ZERO_GRAD, 1),
+    ],
+    "sam without a loader": [
+        (r.FORWARD, 0), (r.BACKWARD, 0), (r.ZERO_GRAD, 1), (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 0),
+        (r.FORWARD, 0), (r.BACKWARD, 0), (r.STEP, 2),
+    ],
+    "thrown away": [
+        (r.FETCH, 0), (r.FORWARD, 0), (r.BACKWARD, 0), (r.BACKWARD, 0), (r.ZERO_GRAD, 0), (r.ZERO_GRAD, -1),
+        (r.BACKWARD, 0), (r.BACKWARD, 0), (r.STEP, 0), (r.BACKWARD, 0), (r.ZERO_GRAD, 0), (r.BACKWARD, 0), (r.STEP, 1),
+    ],
     "compiled": [(r.DEVICE_TRAIN, 0)],
     "compiled loader": [(r.FETCH, 0), (r.DEVICE_TRAIN, 0), (r.DEVICE_WAIT, None)],
     "compiled gan": [(r.DEVICE_TRAIN, 0), (r.DEVICE_WAIT, None), (r.DEVICE_TRAIN, 1)],

@@ -189,6 +189,78 @@ def test_closure() -> None:
     assert found[0].phases == {"optimizer": 16, "forward": 14, "backward": 20, "residual": 10}
 
 
+def test_gradients_thrown_away() -> None:
+    """What an optimizer's zero_grad threw away between a backward and its turn is not in its loss."""
+    found = track("""
+        build 0 0 0
+        build 0 0 1
+        fetch 0 1
+        backward 1 2 1.0
+        zero 2 3 0
+        backward 3 4 2.0
+        backward 4 5 4.0
+        zero 5 6 1
+        step 6 7 0
+        zero 7 8 0
+        backward 8 9 8.0
+        zero 9 10 -1
+        backward 10 11 16.0
+        step 11 12 1
+        fetch 13 14
+        backward 14 15 1.0
+        zero 15 16 0
+        backward 16 17 2.0
+        zero 17 18 1
+        step 18 19 1
+        backward 19 20 4.0
+        zero 20 21 0
+        step 21 22 0
+        fetch 23 24
+        zero 24 25 7
+        backward 25 26 1.0
+        zero 26 27 7
+        backward 27 28 2.0
+        step 28 29 0
+    """)
+
+    # An optimizer that has its own turn throws away what is its own; one that never has a turn wraps another.
+    assert [s.losses for s in found] == [{0: 6.0, 1: 24.0}, {1: 3.0, 0: 4.0}, {0: 2.0}]
+    assert [(s.micro_batches, s.samples) for s in found] == [(5, 4), (3, 4), (2, 4)]
+
+
+def test_samples_of_gradients_thrown_away() -> None:
+    """Without a loader, a forward whose gradients were thrown away is no more samples than those of the step."""
+    (one,) = track("""
+        build 0 0
+        forward 1 2 0 64
+        backward 2 3
+        zero 3 4
+        forward 4 5 0 32
+        backward 5 6
+        forward 6 7 0 16
+        backward 7 8
+        step 8 9
+    """)
+
+    assert (one.samples, one.micro_batches) == (48, 3)
+
+
+def test_closure_called_again() -> None:
+    """Of a closure that is called several times, the loss is that of the first call, which `step` gives back."""
+    found = track("""
+        build 0 0
+        backward 1 2 8.0
+        zero 11 12
+        backward 13 14 1.0
+        backward 15 16 0.5
+        zero 17 18
+        backward 19 20 4.0
+        step 10 21
+    """)
+
+    assert [(s.losses, s.micro_batches) for s in found] == [({0: 1.5}, 4)]
+
+
 def test_skipped_turn() -> None:
     """A scaler's step without an optimizer's step inside is a skipped turn; the scale is taken off the loss."""
     found = track("""
