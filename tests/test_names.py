@@ -168,11 +168,12 @@ def train_scaled() -> None:
 
 
 def train_once() -> None:
-    """One step."""
-    model = nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.ones(2, 3)).mean().backward()
-    optimizer.step()
+    """One step, and another by a second optimizer."""
+    for _ in range(2):
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(2, 3)).mean().backward()
+        optimizer.step()
 
 
 def train_compiled() -> None:

@@ -200,6 +200,11 @@ class Aggregate:
         if curve.best is None or loss < curve.best:
             curve.best, curve.best_step = loss, number
 
+    def named(self, label: str) -> None:
+        """The only optimizer so far is alone no longer: what was told of its loss goes under its label."""
+        losses = self.totals.losses
+        self.totals.losses = {label if key == "" else key: curve for key, curve in losses.items()}
+
     def evaluation(self, evaluation: Evaluation) -> None:
         """Count an evaluation."""
         self._spent(evaluation.start, evaluation.end)

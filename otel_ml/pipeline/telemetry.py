@@ -129,18 +129,26 @@ class Telemetry:
             known.add(name)
         return name
 
-    def _labels(self) -> dict[int, str]:
+    def _labels(self, found: Step | Block) -> tuple[dict[int, str], str | None]:
+        """What optimizers are called, once there are several; and when the second one is met, the first one's label."""
+        before = self._optimizers_seen
+        self._optimizers_seen = before.union(found.losses, found.learning_rates)
         if len(self._optimizers_seen - {-1}) <= 1:
-            return {}
-        return {n: optimizers.labels[n] for n in self._optimizers_seen if 0 <= n < len(optimizers.labels)}
+            return {}, None
+        labels = {n: optimizers.labels[n] for n in self._optimizers_seen if 0 <= n < len(optimizers.labels)}
+        first = labels.get(*before) if len(before) == 1 else None  # what was told of no optimizer is nobody's
+        if first is not None:
+            self.aggregate.named(first)
+        return labels, first
 
     def _step(self, step: Step, recorder: Recorder) -> None:
-        self._optimizers_seen.update(step.losses, step.learning_rates)
-        labels = self._labels()
+        labels, first = self._labels(step)
         self.aggregate.step(step, labels)
         attributes = self._record(step, labels)
         profile = runtime.profiler.path_of(step.number) if runtime.profiler is not None else None
         if profile is not None:
+        if first is not None:
+            attributes = {names.STEP_LOSS_BEFORE: first, **attributes}
             attributes = {names.PROFILE_PATH: profile, **attributes}
             self.spans.must_keep.add((recorder.ordinal, step.number))
         kept = self.spans.keeps(step, recorder.ordinal)
@@ -184,8 +192,7 @@ class Telemetry:
 
     def block(self, block: Block, recorder: Recorder) -> None:
         """Tell of a block of steady steps: the same as of each, a column at a time."""
-        self._optimizers_seen.update(block.losses, block.learning_rates)
-        labels = self._labels()
+        labels, _ = self._labels(block)
         instruments = self.instruments
         self.aggregate.block(block, labels)
         kept = self.spans.keeps_of(block, recorder.ordinal)

@@ -44,6 +44,9 @@ class _Steps:
         outcome = record.get(names.OUTCOME) or "ok"
         self.outcomes[outcome] += 1  # a bin that holds one that is not ok does not say how many
         self.outcomes["ok"] += weight - 1
+        alone = record.get(names.STEP_LOSS_BEFORE)
+        if alone is not None:
+            self.losses = {alone if key == "" else key: curve for key, curve in self.losses.items()}
         for key, value in record.items():
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue

@@ -482,6 +482,27 @@ def test_thinned_step_records_are_weighed_and_say_so(program: Callable[..., Prog
     assert find_run(runs, None).steps == 8
 
 
+def test_a_loss_that_was_told_without_a_name_is_its_optimizers(program: Callable[..., Program], runs: Path) -> None:
+    """One optimizer's loss is one curve, also where it was told without a name until a second one was met."""
+    one = program()
+    one.step(0, ml__outcome="ok", ml__step__duration=0.5, ml__training__loss=2.0)
+    one.step(1, ml__outcome="ok", ml__step__duration=0.5, ml__training__loss=1.0)
+    one.event(
+        names.EVENT_STEPS,
+        {
+            names.STEP_STRIDE: 1,
+            names.STEP_DURATION_S: [0.5, 0.5],
+            names.STEP_LOSS_BEFORE: ["SGD#2", None],
+            f"{names.STEP_LOSS}.SGD": [7.0, 8.0],
+            f"{names.STEP_LOSS}.SGD#2": [1.5, 3.0],
+            names.STEP_NUMBER: [2, 3],
+        },
+    )
+    one.flush()
+
+    assert rebuilt(runs).losses == {"SGD#2": LossCurve(2.0, 3.0, 1.0, 1), "SGD": LossCurve(7.0, 8.0, 7.0, 2)}
+
+
 # --- copied, damaged, old and new files -----------------------------------------------------
 
 

@@ -588,3 +588,23 @@ def test_a_nested_tensor_is_as_many_samples_as_it_holds() -> None:
     assert seen.totals is not None
     assert seen.totals.inference.count == 3
     assert seen.totals.inference_samples == 6
+
+
+def test_one_optimizers_loss_is_one_curve() -> None:
+    """An optimizer's loss is one curve under its name, also where a second optimizer is met later."""
+    with capture() as seen:
+        model = nn.Linear(3, 1)
+        both = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
+        for n in range(8):
+            for optimizer in both[: 2 if n % 4 == 3 else 1]:
+                optimizer.zero_grad()
+                model(torch.ones(2, 3)).square().sum().backward()
+                optimizer.step()
+    assert seen.totals is not None
+    first, second = seen.totals.losses.items()
+    losses = [[row[key] for row in seen.steps() if key in row] for key in (
+        names.LOSS.name, f"{names.STEP_LOSS}.{first[0]}", f"{names.STEP_LOSS}.{second[0]}",
+    )]  # fmt: skip
+    assert (second[0], [len(each) for each in losses]) == (f"{first[0].split('#')[0]}#2", [3, 5, 2])
+    assert (first[1].first, first[1].last, second[1].first) == (losses[0][0], losses[1][-1], losses[2][0])
+    assert [row[names.STEP_LOSS_BEFORE] for row in seen.steps() if names.STEP_LOSS_BEFORE in row] == [first[0]]
