@@ -459,7 +459,7 @@ class Tracker:
         if not self.trains:
             for item in self.items:
                 self._serve(item)
-        elif any(i.code in (r.FORWARD_NOGRAD, r.DEVICE_CALL) for i in self.items):
+        elif any(i.code in (r.FORWARD_NOGRAD, r.DEVICE_CALL) for i in self.items) or self._exhausted():
             self._put_aside(self.items)
         self.items = []
         self.round = set()
@@ -478,6 +478,11 @@ class Tracker:
                 cut = forwards[-1] + 1
                 while cut < len(items) and items[cut].code == r.FETCH_END:
                     cut += 1
+    def _exhausted(self) -> bool:
+        """Whether an iterator ended after forwards with grad, and no backward came: no step broke off there."""
+        ended = bool(self.items) and self.items[-1].code == r.FETCH_END
+        return ended and not self._backwards() and any(i.code == r.FORWARD for i in self.items)
+
         else:
             quiet = [n for n in range(limit) if items[n].code == r.FORWARD_NOGRAD]
             if quiet and not any(items[n].code in (r.FORWARD, r.ZERO_GRAD) for n in range(quiet[-1])):

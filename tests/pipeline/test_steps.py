@@ -307,6 +307,31 @@ def test_evaluation_with_loader() -> None:
     assert shape(found) == [(0, 0, 5, "ok"), ("evaluation", 10, 16, 2), (1, 20, 25, "ok")]
 
 
+def test_evaluation_with_grad() -> None:
+    """Batches whose forwards have no backward are an evaluation with grad on, too, also the last of all."""
+    epoch = """
+        fetch {0}0 {0}1
+        forward {0}1 {0}2
+        backward {0}2 {0}3
+        step {0}3 {0}4
+        end {0}5 {0}5
+        fetch {0}5 {0}6
+        forward {0}6 {0}7
+        fetch {0}7 {0}8
+        forward {0}8 {0}9
+        end {0}9 {0}9
+    """
+    both = "\n".join(("build 0 0", *(epoch.format(n).strip() for n in (1, 2))))
+
+    assert shape(track(both)) == [
+        (0, 10, 15, "ok"), ("evaluation", 15, 19, 2), (1, 20, 25, "ok"), ("evaluation", 25, 29, 2),
+    ]  # fmt: skip
+    broken_off = shape(
+        track(f"{both}\nfetch 30 31\nforward 31 32\nbackward 32 33\nstep 33 34\nfetch 35 36\nforward 36 37")
+    )
+    assert broken_off[-1] == (2, 30, 35, "ok")
+
+
 def test_evaluation_without_loader() -> None:
     """Forwards without grad between steps close the one before and belong to none."""
     found = track("""
