@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     Sample = Iterable[tuple[Metric, float, dict[str, Any] | None]]
 
 __all__ = [
-    "Recording", "coming", "compiling", "enabled", "framework", "frameworks", "helpers", "identity", "late", "leading",
-    "profiler", "profiles", "readers", "recording", "samplers", "trained",
+    "Recording", "coming", "compiling", "differentiates", "enabled", "framework", "frameworks", "helpers", "identity",
+    "late", "leading", "profiler", "profiles", "readers", "recording", "samplers", "trained",
 ]  # fmt: skip
 
 
@@ -62,6 +62,8 @@ profiles: Callable[[], Path] | None = None
 """Makes the folder that profiles go to."""
 profiler: Profiler | None = None
 """Told by hooks of every turn, where the user wants some steps profiled."""
+differentiates = False
+"""Whether the program has called `torch.autograd.grad`, as torch.func does, before it ever called `backward`."""
 trained: list[str] = []
 """The frameworks that the program was seen to train with, in that order."""
 helpers: list[Callable[[], bool]] = []

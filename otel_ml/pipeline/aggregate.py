@@ -14,7 +14,7 @@ from otel_ml.totals import Distribution, LossCurve, RunTotals, ScalarCurve
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from otel_ml.pipeline.findings import Call, Calls, Evaluation, Rare, Step
+    from otel_ml.pipeline.findings import Call, Calls, Evaluation, Passed, Rare, Step
     from otel_ml.pipeline.steady import Block
 
 __all__ = ["Aggregate", "memory_peak"]
@@ -210,6 +210,10 @@ class Aggregate:
         self._spent(evaluation.start, evaluation.end)
         self.totals.evaluations += 1
         self.time["evaluation"] += max(0, evaluation.end - evaluation.start - evaluation.compiling)
+
+    def passed(self, passed: Passed) -> None:
+        """The program has begun with what it is for, whatever that is."""
+        self._spent(passed.start, passed.end)
 
     def call(self, call: Call) -> None:
         """Count an inference."""

@@ -148,11 +148,14 @@ class Drain:
         chunk = self._ready(recorder, pace)
         if recorder.apart and chunk:
             chunk = self._apart(chunk)
+        if recorder.tracker is not None:  # what is held was recorded before, and what comes before this is known
+            recorder.tracker.differentiates = runtime.differentiates
         if not chunk:
             return
         tracker = recorder.tracker
         if tracker is None:
             tracker = recorder.tracker = Tracker()
+            tracker.differentiates = runtime.differentiates
             if self._built:
                 tracker.built()
             recorder.steady = Steady()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from array import array
 
-__all__ = ["Call", "Calls", "Epoch", "Evaluation", "Item", "Output", "Point", "Rare", "Step"]
+__all__ = ["Call", "Calls", "Epoch", "Evaluation", "Item", "Output", "Passed", "Point", "Rare", "Step"]
 
 
 class Item(NamedTuple):
@@ -113,4 +113,11 @@ class Calls(NamedTuple):
     samples: list[int]  # 0 where it is not known
 
 
-Output = Step | Evaluation | Call | Calls | Rare | Epoch | Point
+class Passed(NamedTuple):
+    """The first forward pass of a thread whose process differentiates on its own: of no step, and no request."""
+
+    start: int
+    end: int
+
+
+Output = Step | Evaluation | Call | Calls | Passed | Rare | Epoch | Point

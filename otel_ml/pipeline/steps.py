@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
-from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Item, Point, Rare
+from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Item, Passed, Point, Rare
 from otel_ml.pipeline.layout import TURNS, build, compiling, number_of, unpack
 
 if TYPE_CHECKING:
@@ -54,12 +54,14 @@ class Tracker:
     """Turns one thread's events into steps, evaluations and calls.
 
     `trains` says whether the process trains (an optimizer exists or backward has run):
-    until it does, root forwards without grad are calls.
+    until it does, root forwards without grad are calls, unless it `differentiates`. Then
+    they are evaluations, and those with grad are of steps that nobody sees.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.trains = False
+        self.differentiates = False  # autograd.grad has run: what it trains, if it does, is not seen
         self.by_hand = True  # no optimizer was ever constructed: weights are updated by hand
         self.items: list[Item] = []
         self.round: set[int] = set()
@@ -77,6 +79,7 @@ class Tracker:
         self._of_steps: set[int] = set()  # compiled functions that are called before every step
         self._within: Item | None = None  # what the program itself began
         self._calls_within = self._compiling_within = 0
+        self._passed = False
         self.epoch: int | None = None
         self.marks: list[Item] = []  # the program's phases, until their step ends
         self.values: list[Item] = []  # and its values
@@ -302,6 +305,8 @@ class Tracker:
             self._close_manual(item.start)
         if not self.items and code not in _OPENERS:
             return
+        if code == r.FORWARD and not self.trains:  # those before it may be held
+            self._flush_evaluation()
         self._insert(item)
         self._bound()
 
@@ -319,12 +324,20 @@ class Tracker:
             self._split_evaluation()
 
     def _serve(self, item: Item) -> None:
-        if item.code == r.FORWARD:
+        if item.code != r.FORWARD:
+            return
+        if not self.differentiates:
             self.out.append(_call(item))
+        elif not self._passed:
+            self._passed = True
+            self.out.append(Passed(item.start, item.end))
 
     def _forward_nograd(self, item: Item) -> None:
         if not self.trains:
-            self.out.append(_call(item))
+            if self.differentiates:
+                self._put_aside([item])
+            else:
+                self.out.append(_call(item))
             return
         if self._turned():
             self._after = _put(self._after, [item], self.number)
@@ -465,6 +478,11 @@ class Tracker:
         self.round = set()
         self.candidate = None
 
+    def _exhausted(self) -> bool:
+        """Whether an iterator ended after forwards with grad, and no backward came: no step broke off there."""
+        ended = bool(self.items) and self.items[-1].code == r.FETCH_END
+        return ended and not self._backwards() and any(i.code == r.FORWARD for i in self.items)
+
     def _split_evaluation(self) -> None:
         """Put aside the batches before the step's own in which a forward ran but no backward did."""
         items = self.items
@@ -478,11 +496,6 @@ class Tracker:
                 cut = forwards[-1] + 1
                 while cut < len(items) and items[cut].code == r.FETCH_END:
                     cut += 1
-    def _exhausted(self) -> bool:
-        """Whether an iterator ended after forwards with grad, and no backward came: no step broke off there."""
-        ended = bool(self.items) and self.items[-1].code == r.FETCH_END
-        return ended and not self._backwards() and any(i.code == r.FORWARD for i in self.items)
-
         else:
             quiet = [n for n in range(limit) if items[n].code == r.FORWARD_NOGRAD]
             if quiet and not any(items[n].code in (r.FORWARD, r.ZERO_GRAD) for n in range(quiet[-1])):
@@ -520,7 +533,7 @@ class Tracker:
 
     def serves(self, start: int) -> bool:
         """Whether a root forward without grad that began at `start` is a call and changes nothing here."""
-        if self.trains or self.loose or self._within is not None:
+        if self.trains or self.differentiates or self.loose or self._within is not None:
             return False
         return not self.items or self.items[-1].end <= start
 

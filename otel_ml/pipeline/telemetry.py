@@ -16,7 +16,7 @@ from otel_ml.errors import guard, swallowed
 from otel_ml.pipeline import memory
 from otel_ml.pipeline.aggregate import memory_peak
 from otel_ml.pipeline.columns import extremes, in_seconds
-from otel_ml.pipeline.findings import Call, Calls, Epoch, Evaluation, Point, Step
+from otel_ml.pipeline.findings import Call, Calls, Epoch, Evaluation, Passed, Point, Step
 from otel_ml.pipeline.layout import number_of
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class Telemetry:
             self._calls(found)
         elif isinstance(found, Calls):
             self._calls_alike(found)
+        elif isinstance(found, Passed):
+            self.aggregate.passed(found)
         elif isinstance(found, Point):
             self._point(found)
         elif isinstance(found, Epoch):
@@ -136,7 +138,7 @@ class Telemetry:
         if len(self._optimizers_seen - {-1}) <= 1:
             return {}, None
         labels = {n: optimizers.labels[n] for n in self._optimizers_seen if 0 <= n < len(optimizers.labels)}
-        first = labels.get(*before) if len(before) == 1 else None  # what was told of no optimizer is nobody's
+        first = labels.get(next(iter(before))) if len(before) == 1 else None  # what was told of no optimizer is nobody's
         if first is not None:
             self.aggregate.named(first)
         return labels, first
@@ -145,10 +147,10 @@ class Telemetry:
         labels, first = self._labels(step)
         self.aggregate.step(step, labels)
         attributes = self._record(step, labels)
-        profile = runtime.profiler.path_of(step.number) if runtime.profiler is not None else None
-        if profile is not None:
         if first is not None:
             attributes = {names.STEP_LOSS_BEFORE: first, **attributes}
+        profile = runtime.profiler.path_of(step.number) if runtime.profiler is not None else None
+        if profile is not None:
             attributes = {names.PROFILE_PATH: profile, **attributes}
             self.spans.must_keep.add((recorder.ordinal, step.number))
         kept = self.spans.keeps(step, recorder.ordinal)

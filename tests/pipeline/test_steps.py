@@ -12,7 +12,7 @@ from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
 from otel_ml.core.deferred import Values
 from otel_ml.core.recorder import Recorder
-from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Point, Rare, Step
+from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Passed, Point, Rare, Step
 from otel_ml.pipeline.steps import Tracker
 
 if TYPE_CHECKING:
@@ -498,6 +498,37 @@ def test_inference_with_grad_on() -> None:
 
     assert tracker.out == [Call(20 * n + 5, 20 * n + 15, 0, 4) for n in range(1000)]
     assert most <= 32
+
+
+def test_differentiated_without_backward() -> None:
+    """What calls a model with grad on and differentiates on its own is no server; without grad it evaluates."""
+    tracker = Tracker()
+    tracker.differentiates = True
+    most = 0
+    for n in range(300):
+        tracker.feed(r.FETCH, 100 * n, 100 * n + 5, 4, -1)
+        tracker.feed(r.FORWARD, 100 * n + 5, 100 * n + 15, 0, 4)
+        if n % 100 == 99:
+            tracker.feed(r.FORWARD_NOGRAD, 100 * n + 20, 100 * n + 30, 0, 4)
+            tracker.feed(r.FORWARD_NOGRAD, 100 * n + 40, 100 * n + 50, 0, 4)
+        most = max(most, len(tracker.items))
+    tracker.finish()
+
+    assert tracker.out == [
+        Passed(5, 15), *(Evaluation(100 * n + 20, 100 * n + 50, 2, 0) for n in (99, 199, 299)),
+    ]  # fmt: skip
+    assert most <= 32
+
+
+def test_differentiated_before_backward() -> None:
+    """Once backward has run, steps are what they are without: that the process differentiates changes nothing."""
+    tracker = Tracker()
+    tracker.differentiates = True
+    for code, start, a in ((r.FORWARD, 0, 0), (r.BACKWARD, 5, 1.0), (r.FORWARD, 10, 0), (r.BACKWARD, 15, 1.0)):
+        tracker.feed(code, start, start + 4, a, 4)
+    tracker.finish()
+
+    assert shape(tracker.out) == [(0, 0, 10, "ok"), (1, 10, 19, "ok")]
 
 
 def test_long_evaluation() -> None:

@@ -49,6 +49,7 @@ def _hook(torch: Any) -> None:
     for label, install in (
         ("root forward", roots.install),
         ("backward", lambda: autograd.install(torch, _patches)),
+        ("autograd.grad", lambda: autograd.install_engine(torch, _patches)),
         ("optimizer", lambda: optimizer.install(torch, _patches, roots.arm)),
         ("clipping", lambda: optimizer.install_clipping(torch, _patches)),
         ("grad scaler", lambda: optimizer.install_scaler(torch, _patches)),

@@ -1,15 +1,21 @@
-"""The backward pass: `torch.autograd.backward`, which `Tensor.backward` looks up at each call."""
+"""The backward pass: `torch.autograd.backward`, which `Tensor.backward` looks up at each call.
+
+And whether the process differentiates without it: `torch.autograd.grad`, which torch.func calls as well, is not
+replaced, for dynamo and torch's own modes know it by identity. What both it and `backward` end in is, until the first
+call has shown which of them it is.
+"""
 
 from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Any
 
+from otel_ml.core import runtime
 from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.native import load
 from otel_ml.core.recorder import BACKWARD, OPEN
-from otel_ml.errors import swallow
+from otel_ml.errors import guard, swallow
 from otel_ml.instrument.patching import takes
 from otel_ml.instrument.torch.hidden import hide, hide_deep
 from otel_ml.instrument.torch.values import scalar
@@ -80,6 +86,27 @@ def install(torch: Any, patches: Patches) -> None:
     hide(backward)
     backward._torchdynamo_inline = original  # type: ignore[attr-defined]
     patches.set(torch.autograd, "backward", backward)
+
+
+def install_engine(torch: Any, patches: Patches) -> None:
+    """Learn by the engine's first run whether the process differentiates without `backward`; then step aside."""
+    name, owners = "_engine_run_backward", (torch.autograd, torch.autograd.graph)
+    original = torch.autograd._engine_run_backward
+    dispatches = torch._C._len_torch_dispatch_stack
+    runtime.differentiates = False
+
+    @functools.wraps(original)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not dispatches():  # a compiler differentiates, too, in what it traces
+            with guard("the engine's first run"):
+                if kwargs.get("accumulate_grad") is False:
+                    runtime.differentiates = True
+                for owner in owners:
+                    patches.remove(owner, name)
+        return original(*args, **kwargs)
+
+    hide(run)
+    patches.set(torch.autograd, name, run)
 
 
 def _read(given: Any) -> float | None:
