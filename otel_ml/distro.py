@@ -28,7 +28,7 @@ from otel_ml.core import namesakes, runtime
 from otel_ml.core.context import limits, recorders
 from otel_ml.core.profiling import Profiler
 from otel_ml.core.threads import started_for_us
-from otel_ml.errors import OtelMlError, guard
+from otel_ml.errors import OtelMlError, guard, say
 from otel_ml.export.spool import Spool
 from otel_ml.pipeline.adoption import make_way
 from otel_ml.pipeline.providers import Providers
@@ -83,7 +83,7 @@ class OtelMlConfigurator(_OTelSDKConfigurator):
             chosen = Settings.from_env(environ)
         except OtelMlError as error:
             # The launcher refuses these before the program starts; here the program comes first.
-            print(f"otel-ml: {error}", file=sys.stderr)
+            say(str(error))
             return
         if not chosen.enabled or settings.sdk_disabled(environ):
             return
@@ -302,7 +302,8 @@ def shutdown() -> None:
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         totals = run.finish(error, chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store
-        if totals is not None and chosen.summary and not (launched or run.identity.local_rank or _has_parent()):
+        told = launched or run.identity.local_rank or _has_parent() or sys.stderr is None
+        if totals is not None and chosen.summary and not told:
             from otel_ml.overview import print_totals
             from otel_ml.overview.lost import undelivered_in, unkept_in
 
@@ -407,17 +408,16 @@ def _made() -> str:
 def _say(chosen: Settings) -> None:
     ours = isinstance(trace.get_tracer_provider(), TracerProvider)
     exporters = settings.exporters(os.environ, store=chosen.store)
-    print(
-        f"otel-ml: distro {os.environ.get('OTEL_PYTHON_DISTRO', 'first installed')}, "
+    say(
+        f"distro {os.environ.get('OTEL_PYTHON_DISTRO', 'first installed')}, "
         f"configurator {os.environ.get('OTEL_PYTHON_CONFIGURATOR', 'first installed')}, "
         f"providers {_made()}"
-        f"{'' if ours else ' (no SDK tracer)'}",
-        file=sys.stderr,
+        f"{'' if ours else ' (no SDK tracer)'}"
     )
     for signal, ways in exporters.items():
-        print(f"otel-ml: {signal} go to {', '.join(ways) or 'nowhere'}", file=sys.stderr)
+        say(f"{signal} go to {', '.join(ways) or 'nowhere'}")
     from otel_ml.instrument import jax, torch
 
     for name, report in (("torch", torch.report()), ("jax", jax.report())):
         hooked = ", ".join(f"{k} {v}" for k, v in report.items()) or f"waiting for the program to import {name}"
-        print(f"otel-ml: instrumentors: {name} ({hooked})", file=sys.stderr)
+        say(f"instrumentors: {name} ({hooked})")

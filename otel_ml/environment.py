@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from otel_ml.configuration import apply_file
-from otel_ml.errors import SettingsError
+from otel_ml.errors import SettingsError, say
 from otel_ml.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def prepare(environ: MutableMapping[str, str], argv: Sequence[str]) -> None:
         environ.update((name, value) for name, value in flagged.items() if before.get(name) != value)
         settings = Settings.from_env(flagged)
     except SettingsError as error:
-        sys.stderr.write(f"otel-ml: {error}\n")
+        say(str(error))
         raise SystemExit(2) from None
     if settings.enabled:
         choose_distro(environ)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CommandError", "NewerStoreError", "OtelMlError", "SettingsError", "StoreError", "guard", "swallow"]
+__all__ = ["CommandError", "NewerStoreError", "OtelMlError", "SettingsError", "StoreError", "guard", "say", "swallow"]
 
 logger = logging.getLogger("otel_ml")
 
@@ -49,6 +50,14 @@ class StoreError(OtelMlError):
 
 class NewerStoreError(StoreError):
     """A run's file has a schema newer than this version knows."""
+
+
+def say(text: str) -> None:
+    """Write a line of ours on stderr. Where there is none, nowhere: `print(file=None)` is the program's stdout."""
+    with suppress(Exception):  # it is closed, full, or an object of the program's
+        if sys.stderr is not None:
+            sys.stderr.write(f"otel-ml: {text}\n")
+            sys.stderr.flush()
 
 
 class Swallowed:

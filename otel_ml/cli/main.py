@@ -15,7 +15,7 @@ from keyword import iskeyword
 from typing import TYPE_CHECKING, Protocol, cast
 
 from otel_ml.configuration import apply_file
-from otel_ml.errors import CommandError, OtelMlError
+from otel_ml.errors import CommandError, OtelMlError, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] not in ("config", "run"):  # these two tell, or hand down, what came from where
             apply_file(os.environ)
         code = command.run(parser.parse_args(words[1:]))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed before us: `otel-ml run x.py >&-`
+            sys.stdout.flush()
     except OtelMlError as error:
-        print(f"otel-ml: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code if isinstance(error, CommandError) else _USAGE_ERROR
     except BrokenPipeError:
         # The reader (`| head`) has enough. Python flushes stdout once more at exit.
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except OSError as error:
-        print(f"otel-ml: {error}", file=sys.stderr)
+        say(str(error))
         return 1
     return code
 

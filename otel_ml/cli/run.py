@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from otel_ml.configuration import apply_file
 from otel_ml.core.identity import hand_down, resolve
 from otel_ml.environment import choose_distro
-from otel_ml.errors import CommandError
+from otel_ml.errors import CommandError, say
 from otel_ml.settings import INTERNAL_LAUNCHER, Settings, in_launcher
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     environ["OTEL_ML_DIR"] = str(settings.directory)  # the program may look from another folder
     instrument(environ)
     if settings.verbose:
-        print(f"otel-ml: run {identity.run_id}, data in {settings.directory}", file=sys.stderr)
+        say(f"run {identity.run_id}, data in {settings.directory}")
 
     status = _Child(executable, command, environ).wait()
     if outermost and settings.store:
@@ -230,21 +230,21 @@ def _tell(directory: Path, run_id: str, status: int, *, summary: bool) -> None:
             at_unix_ns=time.time_ns(),
         )
         write_ending(run_folder(directory, run_id), ending)
-        if summary:
+        if summary and sys.stderr is not None:
             from otel_ml.overview import print_run
 
             print_run(directory, run_id, ending=ending, file=sys.stderr)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the program's exit code is at stake
-        with contextlib.suppress(OSError, ValueError):  # stderr is gone
-            print(f"otel-ml: no summary: {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"no summary: {type(error).__name__}: {error}")
 
 
 def _end_like(status: int) -> int:
     """The program's exit code; or, where a signal ended it, our own end by that signal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is decided
     if not os.WIFSIGNALED(status):
         return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.flush()
     _leave_no_core()
     if number not in (signal.SIGKILL, signal.SIGSTOP):

@@ -149,6 +149,22 @@ def test_open_files(tmp_path: Path, environ: dict[str, str]) -> None:
     assert done.stdout == "from file 7"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(script: Path, environ: dict[str, str], closed: str) -> None:
+    """Whatever streams a shell closed, the exit code is the program's and what remains open has its output alone."""
+    script.write_text("import sys; print('out'); sys.exit(int(sys.argv[1]))")
+    found = []
+    for command in ([sys.executable], [*LAUNCHER, "-v"]):
+        for code in (0, 3):
+            done = subprocess.run(
+                ["sh", "-c", f'"$@" {closed}', "sh", *command, script, str(code)],
+                env=environ, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            said = [text for text in done.stderr.splitlines() if not text.startswith("otel-ml: ")]
+            found.append((done.returncode, done.stdout, said))
+    assert found[2:] == found[:2]
+
+
 def test_signals_have_their_defaults(script: Path, environ: dict[str, str]) -> None:
     """The program starts with the signal mask and dispositions that it would have had."""
     script.write_text(
