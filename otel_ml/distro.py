@@ -57,6 +57,7 @@ current: Run | None = None
 _settings: Settings | None = None
 _asked: dict[str, Any] = {}
 _previous_excepthook: Any = None
+_refused = False
 
 Exporter = Literal["otlp", "local", "console", "prometheus", "zipkin", "jaeger"]
 
@@ -83,7 +84,7 @@ class OtelMlConfigurator(_OTelSDKConfigurator):
             chosen = Settings.from_env(environ)
         except OtelMlError as error:
             # The launcher refuses these before the program starts; here the program comes first.
-            say(str(error))
+            _refuse(str(error))
             return
         if not chosen.enabled or settings.sdk_disabled(environ):
             return
@@ -194,13 +195,25 @@ def join() -> None:
 
 def _join() -> None:
     with guard("joining the providers"):
-        chosen = Settings.from_env(os.environ)
-        if not chosen.enabled or settings.sdk_disabled(os.environ):
+        try:
+            chosen = Settings.from_env(os.environ)
+        except OtelMlError as error:
+            _refuse(str(error))
+            return
+        if _refused or not chosen.enabled or settings.sdk_disabled(os.environ):
             return
         if current is None:
             _start(chosen, {})
         if chosen.verbose:
             _say(chosen)
+
+
+def _refuse(reason: str) -> None:
+    """Say why this process is not recorded: once, though configurator and `join()` each find out."""
+    global _refused  # noqa: PLW0603
+    if not _refused:
+        say(reason)
+    _refused = True
 
 
 def _start(chosen: Settings, extra: dict[str, str]) -> Run:

@@ -31,7 +31,8 @@ RUN_ID = "OTEL_ML_RUN_ID"
 RUN_NAME = "OTEL_ML_RUN_NAME"
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "otel-ml")
-_LONGEST_NAME = 40
+_LONGEST_NAME = 40  # in an id that is minted
+_LONGEST_TEXT = 200  # of what is handed down, as the settings have it
 _SUFFIX = 6  # characters of 32: what tells runs of one minute apart, a sweep of hundreds included
 _ALPHABET = "23456789abcdefghijkmnpqrstuvwxyz"
 _SHELLS = frozenset({"interactive", "bash", "sh", "zsh", "fish", "ksh", "tcsh", "csh"})
@@ -68,7 +69,7 @@ def resolve(environ: Mapping[str, str], argv: Sequence[str]) -> Identity:
             start): names the run, and holds torchrun's `--rdzv-id`.
     """
     name = environ.get(RUN_NAME, "").strip() or name_of(argv)
-    run_id = _given_run_id(environ) or _rendezvous(argv) or _mint(name)
+    run_id = _label(_given_run_id(environ) or _rendezvous(argv)) or _mint(name)
     attempt = _attempt(environ)
     rank = _rank(environ)
     seed = f"{run_id}/{attempt}/{rank}/{platform.node()}/{os.getpid()}/{_process_start()}"
@@ -88,6 +89,11 @@ def hand_down(environ: MutableMapping[str, str], identity: Identity) -> None:
     """Give the run's id and name to the processes that will be started with `environ`."""
     environ[RUN_ID] = identity.run_id
     environ[RUN_NAME] = identity.run_name
+
+
+def _label(text: str) -> str:
+    """The text as a setting may hold it: a file's name need not be UTF-8, and nobody typed what we derived."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:_LONGEST_TEXT].strip()
 
 
 # --- the run's id --------------------------------------------------------------------------
@@ -173,6 +179,10 @@ _WITH_VALUE = frozenset({"-X", "-W", "--check-hash-based-pycs"})
 
 def name_of(argv: Sequence[str]) -> str:
     """What people would call this command line: `train` for `python -u train.py --lr 1`, a module's name for `-m`."""
+    return _label(_called(argv)) or "run"
+
+
+def _called(argv: Sequence[str]) -> str:
     words = _python_words(argv)
     if not words:
         return "run"

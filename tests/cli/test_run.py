@@ -281,6 +281,28 @@ def test_environment(tmp_path: Path, script: Path, environ: dict[str, str]) -> N
     }
 
 
+@pytest.mark.parametrize("name", [b"bad\xff.py", b"n" * 240 + b".py"])
+def test_any_script_name(tmp_path: Path, environ: dict[str, str], name: bytes) -> None:
+    """A script whose name is not UTF-8, or is very long, runs as without us, in a run whose name can be read."""
+    path = os.fsencode(tmp_path) + b"/" + name
+    Path(os.fsdecode(path)).write_text(PRINT_ENVIRONMENT)
+    done = subprocess.run([*LAUNCHER, path], env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["OTEL_ML_RUN_NAME"] == ("bad?" if name.startswith(b"bad") else "n" * 200)
+
+
+def test_refused_once(environ: dict[str, str]) -> None:
+    """A setting that is set wrong behind the launcher is told in one line, whoever configures, and the program runs."""
+    for configurator in ("otel_ml", "configurator"):
+        bad = {"OTEL_ML_SUMMARY": "maybe", "OTEL_PYTHON_CONFIGURATOR": configurator}
+        command = ["env", *(f"{k}={v}" for k, v in bad.items()), sys.executable, "-c", "print(1)"]
+        done = launch(*command, environ=environ)
+        said = [text for text in done.stderr.splitlines() if not text.startswith("Configuration of ")]  # OTel's own
+        assert (done.returncode, done.stdout, said) == (
+            0, "1\n", ["otel-ml: OTEL_ML_SUMMARY=maybe: need 1 or 0. Type OTEL_ML_SUMMARY=0, or unset it for 1."]
+        )  # fmt: skip
+
+
 def test_without_python_path(script: Path, environ: dict[str, str]) -> None:
     """An empty PYTHONPATH does not become the current folder."""
     script.write_text(

@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from otel_ml.core.identity import hand_down, name_of, resolve, run_trace_id, step_span_id, step_trace_id
+from otel_ml.settings import Settings
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "job-7", "TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_MAX_RESTARTS": "3",
@@ -70,6 +71,19 @@ def test_attempt_rank_launcher(environ: dict[str, str], expected: tuple[object, 
     """Attempt, rank, local rank, world size and launcher are what the environment surely says, else unknown."""
     found = resolve(environ, ["python", "train.py"])
     assert (found.attempt, found.rank, found.local_rank, found.world_size, found.launcher) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("bad\udcff", "bad?"), ("n" * 240, "n" * 200), ("\udcff", "?"), ("tab\there", "tab?here"), ("\u202e", "?")],
+)
+def test_printable(given: str, kept: str) -> None:
+    """A name or an id that nobody set, of a file or a scheduler, is one that the settings of a child take."""
+    found = resolve({"WANDB_RUN_ID": given}, ["python", f"{given}.py"])
+    assert (found.run_id, found.run_name) == (kept, kept)
+    environ: dict[str, str] = {}
+    hand_down(environ, found)
+    assert Settings.from_env(environ).run_name == kept
 
 
 @pytest.mark.parametrize("environ", [{}, {"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": ""}])
