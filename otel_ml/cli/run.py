@@ -7,7 +7,7 @@
 The program's output, exit code and signals are its own; the summary goes to stderr when
 it ends. We stay its parent in the same process group: what the terminal sends (Ctrl-C,
 Ctrl-Z, a hang-up) reaches it directly, what is sent to us alone is passed on, and we end
-the way it ended.
+the way it ended. Where we are killed, so is the program, as it would have been in our place.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING
 
 from otel_ml.configuration import apply_file
 from otel_ml.core.identity import hand_down, resolve
+from otel_ml.core.parent import tie
 from otel_ml.environment import choose_distro
 from otel_ml.errors import CommandError, say
 from otel_ml.settings import INTERNAL_LAUNCHER, Settings, in_launcher
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping, Sequence
+    from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
 __all__ = ["instrument", "prepare_parser", "run"]
 
@@ -42,7 +43,10 @@ _SIGNALED = 128
 # Sent to us alone, these are meant for the program.
 _FORWARDED = (
     signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU, signal.SIGTSTP, signal.SIGCONT,
 )  # fmt: skip
+# A timer that was set before `exec otel-ml run …` is ours alone: nobody but we can tell the program.
+_TIMERS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 # Python ignores these for itself; the program is to start with what it would have had.
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -163,12 +167,11 @@ class _Child:
     def __init__(self, executable: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
         # What was ignored before us (nohup, a shell's `&`) stays ignored, for the program too.
         self._watched = {number for number in _FORWARDED if signal.getsignal(number) != signal.SIG_IGN}
+        self._paused = False
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {*self._watched, signal.SIGCHLD})
         try:
-            self.pid = os.posix_spawn(
-                executable, list(command), environ, setsigmask=before, setsigdef=_IGNORED_BY_PYTHON
-            )
+            self.pid = _spawn(executable, list(command), environ, before)
         except OSError as error:
             raise _refused(executable, error) from None
 
@@ -180,8 +183,27 @@ class _Child:
                 status = self._reap()
                 if status is not None:
                     return status
-            elif not from_kernel:
+            elif number == signal.SIGTSTP:
+                self._pause(tell=not from_kernel)
+            elif number == signal.SIGCONT:
+                self._resume()
+            elif not from_kernel or number in _TIMERS:
                 os.kill(self.pid, number)
+
+    def _pause(self, *, tell: bool) -> None:
+        """Stop as the program does; the kernel decides whether, for it lets nobody stop whom no shell would wake."""
+        if tell:
+            os.kill(self.pid, signal.SIGTSTP)
+            self._paused = True
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+
+    def _resume(self) -> None:
+        """Wake the program, unless whoever woke us (`fg`) woke it, too."""
+        if self._paused or _is_stopped(self.pid):
+            os.kill(self.pid, signal.SIGCONT)
+        self._paused = False
 
     def _reap(self) -> int | None:
         """The program's status if it has ended. As process 1 of a container we reap strangers as well."""
@@ -191,6 +213,41 @@ class _Child:
                 return status
             if pid == 0:
                 return None
+
+
+def _spawn(executable: str, command: list[str], environ: Mapping[str, str], mask: Iterable[int]) -> int:
+    """Start the program with the signals that it would have had, tied to us where that can be; its process."""
+    die_with_us = tie(signal.SIGKILL)
+    if die_with_us is None:
+        return os.posix_spawn(executable, command, environ, setsigmask=mask, setsigdef=_IGNORED_BY_PYTHON)
+    refusal, answer = os.pipe()  # closed by exec
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_with_us()
+            for number in (*_IGNORED_BY_PYTHON, signal.SIGINT):
+                if number in _IGNORED_BY_PYTHON or signal.getsignal(number) is signal.default_int_handler:
+                    signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.execve(executable, command, environ)
+        except OSError as error:
+            os.write(answer, str(error.errno).encode())
+        finally:
+            os._exit(_NOT_EXECUTABLE)
+    os.close(answer)
+    with os.fdopen(refusal, "rb") as stream:
+        said = stream.read()
+    if said:
+        os.waitpid(pid, 0)
+        raise OSError(int(said), os.strerror(int(said)))
+    return pid
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether this child is stopped at the moment; the answer can be had again."""
+    if not hasattr(os, "waitid"):  # macOS, before Python 3.13
+        return False
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _next_signal(watched: set[signal.Signals]) -> tuple[int, bool]:

@@ -18,13 +18,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from otel_ml.core.parent import tie
 from otel_ml.stack.programs import NAMES, Plan
 from otel_ml.store.schema import boot_and_start
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["LOCK", "PLAN", "STATE", "log_of", "main"]
 
@@ -35,7 +33,6 @@ _LONGEST_WAIT_S = 30.0
 _CALM_S = 60.0  # a program that lived this long starts again without a wait
 _LOOK_S = 0.25
 _LOG_BYTES = 32 << 20
-_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def log_of(folder: Path, name: str) -> Path:
@@ -74,7 +71,7 @@ class Supervisor:
         self._environment = plan.environment(os.environ)
         self._stopping = False
         self._untold = False  # the state file is not what is
-        self._die_with_us = _death_signal()
+        self._die_with_us = tie(signal.SIGTERM)
 
     def stop(self, *_: object) -> None:
         """End all of them, soon."""
@@ -177,23 +174,6 @@ def _trim(log: Path) -> None:
                 while part := old.read(1 << 20):
                     kept.write(part)
             os.truncate(log, 0)
-
-
-def _death_signal() -> Callable[[], None] | None:
-    """What a child calls so that it gets SIGTERM when we die; None where the kernel has no such thing."""
-    if not sys.platform.startswith("linux"):
-        return None
-    import ctypes
-
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        prctl(_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return die_with_parent
 
 
 def _locked(folder: Path) -> IO[str] | None:

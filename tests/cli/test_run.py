@@ -19,15 +19,15 @@ LAUNCHER = [sys.executable, "-m", "otel_ml", "run"]
 
 # Prints the name of every signal it gets and ends with 7 after USR2.
 LISTENER = """
-import signal, sys
+import signal, sys, time
 def heard(number, frame):
     print(signal.Signals(number).name, flush=True)
-for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
-    signal.signal(number, heard)
+for name in 'TERM HUP INT QUIT USR1 ALRM VTALRM PROF XCPU CONT'.split():
+    signal.signal(getattr(signal, 'SIG' + name), heard)
 signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))
 print("ready", flush=True)
 while True:
-    signal.pause()
+    time.sleep(0.05)  # a signal that another thread was given would not end a pause()
 """
 
 
@@ -56,6 +56,11 @@ def start(*words: object, environ: dict[str, str]) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert line(process.stdout) == "ready"
     return process
+
+
+def state(pid: int) -> str:
+    """What the kernel says that a process does: `T` where it is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def line(stream: IO[str] | None) -> str:
@@ -180,7 +185,13 @@ def test_signals_have_their_defaults(script: Path, environ: dict[str, str]) -> N
 # --- signals ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1,
+        signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU,
+    ],
+)  # fmt: skip
 def test_forwarded(script: Path, environ: dict[str, str], number: signal.Signals) -> None:
     """A signal sent to the launcher reaches the program once, and the program's exit code is ours."""
     script.write_text(LISTENER)
@@ -201,6 +212,46 @@ def test_terminated(script: Path, environ: dict[str, str]) -> None:
     assert process.wait() == -signal.SIGTERM
     assert process.communicate()[0] == ""
     assert not Path(f"/proc/{program}").exists()
+
+
+def test_killed(script: Path, environ: dict[str, str]) -> None:
+    """A SIGKILL that reaches the launcher alone, as a timeout's does, leaves no program behind and no pipe open."""
+    script.write_text("import signal; print('ready', flush=True); signal.pause()")
+    process = start(script, environ=environ)
+    process.kill()
+    assert process.communicate()[0] == ""  # nobody holds the pipe
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_alarm_set_before(script: Path, environ: dict[str, str]) -> None:
+    """A timer that runs in the process which becomes the launcher ends the program as if it had become that."""
+    script.write_text("import signal; print('ready', flush=True); signal.pause()")
+    limited = "import os, signal, sys; signal.setitimer(signal.ITIMER_REAL, 3); os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *LAUNCHER, script], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGALRM, "ready\n")
+
+
+def test_stopped_and_woken(script: Path, environ: dict[str, str]) -> None:
+    """Stopped and woken alone, the launcher stops and wakes the program; woken with it, it does not repeat that."""
+    script.write_text("import os\nprint(os.getpid(), flush=True)" + LISTENER)
+    command = [*LAUNCHER, str(script)]
+    with subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=os.setpgrp,  # noqa: PLW1509 - no threads here; a group that its parent can wake
+    ) as process:  # fmt: skip
+        program = int(line(process.stdout))
+        assert line(process.stdout) == "ready"
+        for send, stop in ((os.kill, signal.SIGTSTP), (os.killpg, signal.SIGSTOP)):
+            send(process.pid, stop)
+            while {state(process.pid), state(program)} != {"T"}:
+                os.sched_yield()
+            send(process.pid, signal.SIGCONT)
+            assert line(process.stdout) == "SIGCONT"
+        process.send_signal(signal.SIGUSR2)
+        rest, _ = process.communicate()
+    assert (rest, process.returncode) == ("", 7)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGINT, signal.SIGPIPE])
