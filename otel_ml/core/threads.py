@@ -27,10 +27,22 @@ _MARK = "_otel_ml_unseen"
 class Unseen(threading.Thread):
     """A thread of ours."""
 
+    def _delete(self) -> None:
+        _unlist(self)
+
 
 _owners: list[tuple[weakref.ref[Any], str]] = []  # what starts a thread anew in a forked child, and where it has it
 _put: list[tuple[Any, str, Any, Any]] = []  # where, what was there, and ours
 _state = {"ending": False}
+
+
+def _unlist(thread: threading.Thread) -> None:
+    """Take out its entry as it ends, by the number that it began with.
+
+    gevent's `monkey.patch_all()` gives threads other numbers than those that they are listed under: then `threading`
+    finds no entry to take out, and says so on stderr with a traceback.
+    """
+    threading._active.pop(thread.ident, None)  # type: ignore[attr-defined] # noqa: SLF001 - all there are
 
 
 def _ours(thread: threading.Thread) -> bool:
@@ -50,6 +62,7 @@ def started_for_us() -> Iterator[None]:
             owner = getattr(getattr(thread, "_target", None), "__self__", None)
             if id(thread) not in known and type(owner).__module__.startswith(_STARTERS):
                 vars(thread)[_MARK] = True
+                vars(thread)["_delete"] = functools.partial(_unlist, thread)
                 _owners.extend((weakref.ref(owner), name) for name, it in vars(owner).items() if it is thread)
 
 

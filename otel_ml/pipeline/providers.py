@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import partial
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import _logs, metrics, trace
@@ -25,6 +26,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from otel_ml.core.threads import started_for_us
 from otel_ml.errors import SettingsError, swallowed
 from otel_ml.pipeline.ids import SystemIds
+from otel_ml.pipeline.late import Late, late
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +99,7 @@ def _encode_logs(logs: Any) -> Any:
 
 def _tells(exporter: Any) -> bool:
     """Whether this exporter's answer says that an endpoint has the records."""
-    return type(exporter).__module__.startswith("opentelemetry.exporter.otlp")
+    return isinstance(exporter, Late) or type(exporter).__module__.startswith("opentelemetry.exporter.otlp")
 
 
 class _Spans(_OfOneProcess, SpanExporter):
@@ -248,6 +250,9 @@ def _exporter(name: str, signal: Any) -> Any:
             raise SettingsError(message)
         known = _PROTOCOLS[protocol]
     group = f"opentelemetry_{signal}_exporter"
+    waits = late(signal, entry_points(group=group, name=known)) if known == _PROTOCOLS["http/protobuf"] else None
+    if waits is not None:
+        return waits
     try:
         ((_, exporter),) = sdk._import_config_components([known], group)  # noqa: SLF001
     except (RuntimeError, ImportError) as error:
