@@ -312,8 +312,7 @@ def shutdown() -> None:
     ):  # a Ctrl-C ends our wait, and nothing else
         if runtime.profiler is not None:
             runtime.profiler.stop()
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-        totals = run.finish(error, chosen.shutdown_timeout_s)
+        totals = run.finish(_unhandled(), chosen.shutdown_timeout_s)
         launched = settings.in_launcher(os.environ) and chosen.store
         told = launched or run.identity.local_rank or _has_parent() or sys.stderr is None
         if totals is not None and chosen.summary and not told:
@@ -323,8 +322,16 @@ def shutdown() -> None:
             paths = [] if run.writer is None or run.writer.path is None else [run.writer.path]
             also = [*unkept_in(paths), *undelivered_in(run.identity.run_id, paths if run.spool is not None else [])]
             print_totals([totals], sys.stderr, also=also)
-    if type(getattr(sys, "last_value", None)) is KeyboardInterrupt:
+    if type(_unhandled()) is KeyboardInterrupt:
         _die_of_interrupt()
+
+
+def _unhandled() -> BaseException | None:
+    """The exception that ends the program. A prompt or a notebook outlives those of its lines and forgets none."""
+    if hasattr(sys, "ps1"):  # IPython and its kernels set it, too
+        return None
+    error: BaseException | None = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    return error
 
 
 def _has_parent() -> bool:
