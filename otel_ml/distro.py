@@ -28,7 +28,7 @@ from otel_ml.core import namesakes, runtime
 from otel_ml.core.context import limits, recorders
 from otel_ml.core.profiling import Profiler
 from otel_ml.core.threads import started_for_us
-from otel_ml.errors import OtelMlError, guard, say
+from otel_ml.errors import OtelMlError, guard, say, strict
 from otel_ml.export.spool import Spool
 from otel_ml.pipeline.adoption import make_way
 from otel_ml.pipeline.providers import Providers
@@ -88,11 +88,18 @@ class OtelMlConfigurator(_OTelSDKConfigurator):
             return
         if not chosen.enabled or settings.sdk_disabled(environ):
             return
-        if settings.config_file(environ):
-            with started_for_us():
-                super()._configure()  # type: ignore[no-untyped-call]
+        file = settings.config_file(environ)
         version = kwargs.get("auto_instrumentation_version")
-        _start(chosen, {"telemetry.auto.version": version} if version else {})
+        try:
+            if file:
+                with started_for_us():
+                    super()._configure()  # type: ignore[no-untyped-call]
+            _start(chosen, {"telemetry.auto.version": version} if version else {})
+        except Exception as error:  # the SDK's, for a variable that it cannot take
+            if strict:
+                raise
+            said = " ".join(str(error).split()) or type(error).__name__
+            _refuse(f"nothing is recorded: {f'OTEL_CONFIG_FILE={file}: ' if file else ''}{said}")
 
 
 def configure(
@@ -217,6 +224,15 @@ def _refuse(reason: str) -> None:
 
 
 def _start(chosen: Settings, extra: dict[str, str]) -> Run:
+    """Record this process. A number that cannot be is told and ignored, as OpenTelemetry asks."""
+    wrong = settings.wrong_numbers(os.environ)
+    for text in wrong.values():
+        say(text)
+    with settings.unset(wrong, os.environ):
+        return _begin(chosen, extra)
+
+
+def _begin(chosen: Settings, extra: dict[str, str]) -> Run:
     global current, _settings
     environ = os.environ
     identity = identities.resolve(environ, sys.orig_argv)

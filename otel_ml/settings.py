@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,11 +22,11 @@ from otel_ml import names
 from otel_ml.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 
 __all__ = [
     "INTERNAL_LAUNCHER", "INTERNAL_PORTS", "SETTINGS", "SIGNALS", "Setting", "Settings", "config_file",
-    "endpoint_configured", "exporters", "in_launcher", "sdk_disabled",
+    "endpoint_configured", "exporters", "in_launcher", "sdk_disabled", "unset", "wrong_numbers",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -371,6 +372,49 @@ def _refused(setting: Setting, given: str, need: str, environ: Mapping[str, str]
 
 def _given(environ: Mapping[str, str], name: str) -> str:
     return environ.get(name, "").strip()
+
+
+_LIMITS = (
+    "ATTRIBUTE_COUNT", "ATTRIBUTE_VALUE_LENGTH", "SPAN_ATTRIBUTE_COUNT", "SPAN_ATTRIBUTE_VALUE_LENGTH",
+    "SPAN_EVENT_COUNT", "SPAN_LINK_COUNT", "EVENT_ATTRIBUTE_COUNT", "LINK_ATTRIBUTE_COUNT",
+    "LOGRECORD_ATTRIBUTE_COUNT", "LOGRECORD_ATTRIBUTE_VALUE_LENGTH",
+)  # fmt: skip
+# What the SDK reads while it makes providers, with the least that it takes and an example.
+_NUMBERS: dict[str, tuple[int, str]] = {
+    **{f"OTEL_{name}_LIMIT": (0, "128") for name in _LIMITS},
+    **{f"OTEL_{batch}_{name}": (1, example) for batch in ("BSP", "BLRP") for name, example in (
+        ("SCHEDULE_DELAY", "1000"), ("EXPORT_TIMEOUT", "30000"), ("MAX_QUEUE_SIZE", "2048"),
+        ("MAX_EXPORT_BATCH_SIZE", "512"),
+    )},
+    "OTEL_METRIC_EXPORT_INTERVAL": (1, "10000"),
+    "OTEL_METRIC_EXPORT_TIMEOUT": (1, "30000"),
+    "OTEL_EXPORTER_PROMETHEUS_PORT": (0, "9464"),
+}  # fmt: skip
+
+
+def wrong_numbers(environ: Mapping[str, str]) -> dict[str, str]:
+    """OTel's variables that hold no number that they may, each with what to type. They are to count as unset."""
+    wrong = {}
+    for name, (least, example) in _NUMBERS.items():
+        given = _given(environ, name)
+        try:
+            fits = not given or (float(given) if name.startswith("OTEL_METRIC_") else int(given)) >= least
+        except ValueError:
+            fits = False
+        if not fits:
+            unit = " of milliseconds" if name.endswith(("DELAY", "INTERVAL", "EXPORT_TIMEOUT")) else ""
+            wrong[name] = f"{name}={given}: need a number{unit} ≥ {least}; it is ignored. Type {name}={example}."
+    return wrong
+
+
+@contextmanager
+def unset(names: Iterable[str], environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Without these variables, for as long as the SDK reads them."""
+    before = {name: environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        environ.update(before)
 
 
 def in_launcher(environ: Mapping[str, str]) -> bool:

@@ -7,6 +7,7 @@ import os
 from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.sdk import _configuration as sdk
@@ -224,6 +225,7 @@ def _collected_unix_ns(collection: Any) -> int:
 
 
 _PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+_told: set[str] = set()
 _EXTRAS = {"otlp_proto_grpc": "grpc", "prometheus": "prometheus"}
 
 
@@ -234,7 +236,9 @@ def _component(names: Sequence[str], signal: Any) -> list[Any]:
         try:
             found.append(_exporter(name, signal))
         except SettingsError as error:  # noqa: PERF203 - two names at most
-            logger.warning("otel-ml: %s", error)
+            if str(error) not in _told:  # an endpoint is of three signals
+                logger.warning("otel-ml: %s", error)
+                _told.add(str(error))
     return found
 
 
@@ -249,6 +253,8 @@ def _exporter(name: str, signal: Any) -> Any:
             message = f"{variable}={protocol}: no {signal} are sent; type 'http/protobuf' or 'grpc'."
             raise SettingsError(message)
         known = _PROTOCOLS[protocol]
+    if known == _PROTOCOLS["http/protobuf"]:
+        _need_url(signal)
     group = f"opentelemetry_{signal}_exporter"
     waits = late(signal, entry_points(group=group, name=known)) if known == _PROTOCOLS["http/protobuf"] else None
     if waits is not None:
@@ -260,6 +266,23 @@ def _exporter(name: str, signal: Any) -> Any:
         message = f"OTEL_{signal.upper()}_EXPORTER={name}: {error}; {missing}"
         raise SettingsError(message) from None
     return exporter
+
+
+def _need_url(signal: str) -> None:
+    """Refuse an endpoint that `requests` would refuse at each export."""
+    for name in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        given = os.environ.get(name, "").strip()
+        if given:
+            try:
+                parts = urlsplit(given)
+                fits = parts.scheme in ("http", "https") and bool(parts.hostname)
+            except ValueError:
+                fits = False
+            if not fits:
+                url = "http://localhost:4318" if "://" in given else f"http://{given}"
+                message = f"{name}={given}: need a URL; nothing is sent there. Type {name}={url}."
+                raise SettingsError(message)
+            return
 
 
 class Providers:
@@ -426,7 +449,15 @@ def _owing(ledger: Any, table: str, exporter: Any) -> Any:
 def _id_generator() -> IdGenerator:
     """What OTEL_PYTHON_ID_GENERATOR names; by default not the SDK's, which draws from the program's `random`."""
     name = sdk._get_id_generator()  # noqa: SLF001 - the SDK's own reading of the variable
-    return SystemIds() if name == "random" else sdk._import_id_generator(name)  # noqa: SLF001
+    if name == "random":
+        return SystemIds()
+    try:
+        return sdk._import_id_generator(name)  # noqa: SLF001
+    except RuntimeError as error:
+        logger.warning(
+            "otel-ml: OTEL_PYTHON_ID_GENERATOR=%s: %s; it is ignored. Type random, or unset it.", name, error
+        )
+        return SystemIds()
 
 
 def _meter_provider(resource: Resource, exporters: Sequence[Any], views: Sequence[View], ledger: Any) -> MeterProvider:

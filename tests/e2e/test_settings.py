@@ -443,6 +443,11 @@ def test_refused(launcher: str, variable: str, value: str, said: str, tmp_path: 
     [
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/jason", "no traces are sent; type 'http/protobuf' or 'grpc'."),
         ("OTEL_TRACES_EXPORTER", "jaegr", "Requested component 'jaegr' not found"),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "localhost:4318",
+            "need a URL; nothing is sent there. Type OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://localhost:4318.",
+        ),
     ],
 )
 def test_left_out(  # what the specification asks: a warning, and the value is ignored
@@ -458,3 +463,38 @@ def test_left_out(  # what the specification asks: a warning, and the value is i
     assert variable not in "".join(others)
     assert received.sent() == ["logs", "metrics"]
     assert all(stored(tmp_path).values())
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("OTEL_METRIC_EXPORT_INTERVAL", "10s", "need a number of milliseconds ≥ 1; it is ignored. Type {}=10000."),
+        ("OTEL_ATTRIBUTE_COUNT_LIMIT", "x", "need a number ≥ 0; it is ignored. Type {}=128."),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "need a number ≥ 1; it is ignored. Type {}=2048."),
+        ("OTEL_PYTHON_ID_GENERATOR", "foo", "it is ignored. Type random, or unset it."),
+    ],
+)
+def test_ignored(  # as the specification asks
+    launcher: str, variable: str, value: str, said: str, received: Received, tmp_path: Path
+) -> None:
+    """A value that OpenTelemetry cannot take is told in one line, with what to type, and counts as unset."""
+    more = {variable: value, "OTEL_ML_SUMMARY": "0"}
+    ended = run(received, tmp_path, launcher=LAUNCHERS[launcher], program="plain_loop.py", **more)
+
+    assert (ended.code, len(ended.stderr.splitlines())) == (0, 1)
+    assert ended.stderr.startswith(f"otel-ml: {variable}={value}: ")
+    assert ended.stderr.endswith(f"{said.format(variable)}\n")
+    assert received.sent() == ["logs", "metrics", "traces"]
+    assert all(stored(tmp_path).values())
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_no_configuration_file(launcher: str, tmp_path: Path) -> None:
+    """A configuration file that is none is told in one line, and the program runs unrecorded."""
+    program = tmp_path / "starts.py"
+    program.write_text(STARTS, encoding="utf-8")
+    ended = launch(LAUNCHERS[launcher], program, cwd=tmp_path, timeout=60, OTEL_CONFIG_FILE="/nope.yaml")
+
+    assert (ended.stdout, ended.code, len(ended.stderr.splitlines())) == ("started\n", 0, 1)
+    assert ended.stderr.startswith("otel-ml: nothing is recorded: OTEL_CONFIG_FILE=/nope.yaml: ")
