@@ -81,6 +81,7 @@ class RunTotals:
     evaluations: int = 0
     inference: Distribution = field(default_factory=Distribution)
     inference_samples: int | None = None
+    inference_failed: int = 0  # of the requests, those that an exception ended
     compiles: int = 0
     recompiles: int = 0
     cache_hits: int = 0  # of the persistent cache; those are no compiles

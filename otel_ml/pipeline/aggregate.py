@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Aggregate", "memory_peak"]
 
 _KEPT = 65_536
+_LOOKED_AT = 4_096  # of those, at most, for quantiles while the program runs: to sort them all takes milliseconds
 # What a step's time is counted as, by phase; everything else in a step is productive.
 _CATEGORIES = {"data_wait": "data_wait", "compile": "compile", "checkpoint": "checkpoint"}
 
@@ -63,11 +64,11 @@ class Durations:
             self._kept = self._kept[::2]
             self._stride *= 2
 
-    def distribution(self) -> Distribution:
-        """The durations in seconds."""
+    def distribution(self, *, briefly: bool = False) -> Distribution:
+        """The durations in seconds; `briefly`, the quantiles from at most 4,096 evenly spaced values."""
         if not self.count:
             return Distribution()
-        ordered = sorted(self._kept)
+        ordered = sorted(self._kept[:: -(-len(self._kept) // _LOOKED_AT)] if briefly else self._kept)
 
         def quantile(share: float) -> float:
             return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] / 1e9
@@ -219,6 +220,7 @@ class Aggregate:
         """Count an inference."""
         self._spent(call.start, call.end)
         self.calls.add(call.end - call.start)
+        self.totals.inference_failed += call.failed
         self.time["productive"] += max(0, call.end - call.start - call.compiling)
         if call.samples is not None:
             self.totals.inference_samples = (self.totals.inference_samples or 0) + call.samples
@@ -259,15 +261,19 @@ class Aggregate:
         self.time["other"] = max(self.time["other"], end - self.started - known, 0)
         return {k: v / 1e9 for k, v in self.time.items()}
 
-    def fill(self, now_ns: int) -> RunTotals:
-        """The totals as they stand at `now_ns`. Sorts what is kept of the durations: once, at the end."""
+    def fill(self, now_ns: int, *, briefly: bool = False) -> RunTotals:
+        """The totals as they stand at `now_ns`.
+
+        Sorts what is kept of the durations, or `briefly` a part of it; the wall time is then told apart as far as
+        it is known.
+        """
         totals = self.totals
         totals.duration_s = (now_ns - self.started) / 1e9
-        totals.step_time = self.steps.distribution()
-        totals.inference = self.calls.distribution()
+        totals.step_time = self.steps.distribution(briefly=briefly)
+        totals.inference = self.calls.distribution(briefly=briefly)
         totals.samples_time_s = None if totals.samples is None else self.counted["samples"] / 1e9
         totals.tokens_time_s = None if totals.tokens is None else self.counted["tokens"] / 1e9
         totals.phases = {k: v / 1e9 for k, v in self.phases.items()}
-        totals.time = self.categories(now_ns)
+        totals.time = self.categories(None if briefly else now_ns)
         totals.memory_peak_by = memory_peak()
         return totals

@@ -59,10 +59,14 @@ class Drain:
         *,
         prepare: Callable[[], None],
         started: Callable[[], None],
+        tell: Callable[[dict[str, Any]], None],
         keep: Callable[[], None],
     ) -> None:
         self.telemetry = telemetry
+        self._tell_store = tell  # of the totals so far
         self._keep = keep  # has the store write what it was told
+        self._requests = 0  # that those spoke of
+        self._totals_ns = 0
         self._kept_s = 0.0
         self._told_ns = 0
         self.cpu_s = 0.0
@@ -135,7 +139,16 @@ class Drain:
                     self._told_ns = at
                     self.telemetry.tick(upto=None, cpu_s=self.cpu_s, state="running")
                     self.telemetry.instruments.flush()
+                self._tell_totals(at, pause=pause)
         self._pace(fullest)
+
+    def _tell_totals(self, at: int, *, pause: bool) -> None:
+        """Of requests there are no records, as there are of steps: have the store note what they came to so far."""
+        aggregate = self.telemetry.aggregate
+        early = pause and at - self._totals_ns < (_TICK_S - self._tick_s) * 1e9  # the next turn will be in time
+        if aggregate.calls.count != self._requests and not early:
+            self._requests, self._totals_ns = aggregate.calls.count, at
+            self._tell_store(aggregate.fill(at, briefly=True).to_dict())
 
     def _pace(self, fullest: float) -> None:
         if fullest > _FULL_SHARE:

@@ -374,6 +374,8 @@ class Providers:
         """Have the local store write what it was told so far, on the calling thread."""
         for processor in list(self._kept):
             processor.force_flush()
+        if self._writer is not None:
+            self._writer.settle()
 
     def end_store(self, timeout_ms: int) -> None:
         """Bring what is pending to the local store, before anything waits for an endpoint's answer."""
@@ -390,6 +392,8 @@ class Providers:
         """
         for kept in (*self._kept, *self._readers) if stored else ():
             kept.force_flush(timeout_ms)
+        if stored and self._writer is not None:
+            self._writer.settle()
         for provider in (*self._left, self.tracer, self.logger, *self._pushing()):
             if hasattr(provider, "force_flush"):
                 provider.force_flush(timeout_ms)

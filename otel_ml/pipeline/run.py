@@ -100,7 +100,8 @@ class Run:
             watch=watch,
         )
         prepare = functools.partial(writer.prepare, signals=bool(providers.stored)) if writer else _nothing
-        self.drain = Drain(self.telemetry, prepare=prepare, started=self._begin, keep=providers.keep)
+        tell = writer.tell if writer else _nothing
+        self.drain = Drain(self.telemetry, prepare=prepare, started=self._begin, tell=tell, keep=providers.keep)
         self.logs = Logs(providers.logger, theirs="logs" not in providers.made)
         self.pid = os.getpid()
         self.done = threading.Event()
@@ -350,8 +351,8 @@ def _logger(provider: Any) -> Any:
     return provider.get_logger(*_SCOPE, schema_url=names.SCHEMA_URL)
 
 
-def _nothing() -> None:
-    """Without a store there is nothing to prepare."""
+def _nothing(*_: Any) -> None:
+    """Without a store there is nothing to prepare, and nobody to tell."""
 
 
 def _json(totals: RunTotals) -> str:

@@ -15,12 +15,13 @@ from otel_ml.store.opening import attempt, opened, select
 from otel_ml.store.rebuilt import rebuilt
 from otel_ml.store.records import LogRow, PointRow, SpanRow, matching, points_of
 from otel_ml.store.runs import Process, Run, by_rank, files_of, process_of
-from otel_ml.totals import RunTotals
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from otel_ml.totals import RunTotals
 
 __all__ = ["RunReader", "Undelivered", "undelivered"]
 
@@ -100,9 +101,7 @@ class RunReader:
         """Each process's totals: what it said at its end, else what can be told from its rows."""
 
         def read(connection: sqlite3.Connection, process: Process) -> list[RunTotals]:
-            if process.totals is not None:
-                return [RunTotals.from_dict(process.totals)]
-            return [rebuilt(connection, process)]
+            return [process.goodbye or rebuilt(connection, process)]
 
         return self._read(read)
 

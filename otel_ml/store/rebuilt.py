@@ -155,12 +155,13 @@ class _Series:
 
 
 def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
-    """A process's totals from its rows.
+    """A process's totals from its rows, and from the totals that it noted while it served.
 
-    Step records are on disk a second after the step, points every ten: whichever knows of
-    more steps tells the steps, their times and what they were made of. Categories of time
-    are as of the last collection.
+    Step records are on disk a second after the step and totals so far a second after the request, points every
+    ten: whichever knows of more steps, or requests, tells them, their times and what they were made of. Categories
+    of time are as of the newer of totals and points.
     """
+    noted = RunTotals.from_dict(process.totals or {})
     steps, series = _step_records(connection), _Series(points_of(connection, process, latest=True))
     counted = {key: int(value) for key, value in series.by(names.STEPS, names.OUTCOME).items()}
     fresh = steps.count >= sum(counted.values())
@@ -182,9 +183,19 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
 
     peaks = [int(point.value) for point in series.of(names.MEMORY_PEAK) if point.value is not None]
     peaks += [] if steps.memory_peak_by is None else [steps.memory_peak_by]
+    peaks += [] if noted.memory_peak_by is None else [noted.memory_peak_by]
+    cpu = [told for told in (noted.drain_cpu_s, series.total(names.DRAIN_DURATION)) if told is not None]
     diagnosis = last_event(connection, names.EVENT_DIAGNOSIS)
     exception = last_event(connection, names.EVENT_EXCEPTION)
     samples = series.spread(names.INFERENCE_BATCH_SIZE)
+    inference, inference_samples = series.spread(names.INFERENCE_DURATION), None
+    inference_failed = int(series.by(names.INFERENCE_REQUESTS, names.OUTCOME).get("failed", 0))
+    if noted.inference.count >= inference.count:
+        inference, inference_samples = noted.inference, noted.inference_samples
+        inference_failed = noted.inference_failed
+    elif samples.count:
+        inference_samples = int(samples.total_s)
+    spent = max(noted.time, series.by(names.RUN_TIME, names.TIME_CATEGORY), key=lambda time: sum(time.values()))
     end = time.time_ns() if process.state == "running" else process.last_unix_ns
     return RunTotals(
         run_id=process.run_id,
@@ -194,7 +205,7 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         world_size=process.world_size,
         host=process.host,
         pid=process.pid,
-        framework=_framework(process, series),
+        framework=noted.framework or _framework(process, series),
         started_unix_ns=process.started_unix_ns,
         ended_unix_ns=process.ended_unix_ns,
         outcome="killed" if process.state == "lost" else process.state,
@@ -212,20 +223,21 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         losses=steps.losses,
         step_time=step_time,
         phases=phases,
-        time=series.by(names.RUN_TIME, names.TIME_CATEGORY),
-        evaluations=series.count(names.EVALUATION_DURATION),
-        inference=series.spread(names.INFERENCE_DURATION),
-        inference_samples=int(samples.total_s) if samples.count else None,
-        compiles=series.count(names.COMPILE_DURATION),
+        time=spent,
+        evaluations=max(noted.evaluations, series.count(names.EVALUATION_DURATION)),
+        inference=inference,
+        inference_samples=inference_samples,
+        inference_failed=inference_failed,
+        compiles=max(noted.compiles, series.count(names.COMPILE_DURATION)),
         recompiles=max(whole(names.RECOMPILES), count_events(connection, names.EVENT_RECOMPILED)),
         checkpoints_saved=count_events(connection, names.EVENT_CHECKPOINT_SAVED),
         checkpoints_loaded=count_events(connection, names.EVENT_CHECKPOINT_LOADED),
         nonfinite={key: int(value) for key, value in series.by(names.NONFINITE, names.SCALAR_NAME).items()},
         memory_peak_by=max(peaks, default=None),
-        records=whole(names.RECORD_COUNT),
-        records_dropped=whole(names.RECORD_DROPPED),
-        errors=whole(names.ERROR_COUNT),
-        drain_cpu_s=series.total(names.DRAIN_DURATION),
+        records=max(noted.records, whole(names.RECORD_COUNT)),
+        records_dropped=max(noted.records_dropped, whole(names.RECORD_DROPPED)),
+        errors=max(noted.errors, whole(names.ERROR_COUNT)),
+        drain_cpu_s=max(cpu, default=None),
         thinned=steps.thinned,
         verdict=diagnosis.get(names.DIAGNOSIS_VERDICT),
         evidence=diagnosis.get(names.DIAGNOSIS_EVIDENCE),

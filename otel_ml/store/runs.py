@@ -65,6 +65,11 @@ class Process:
     drops: dict[str, int]  # "signal reason" -> records
     notes: tuple[str, ...] = ()  # what to know about the file: a missing -wal, records not kept
 
+    @property
+    def goodbye(self) -> RunTotals | None:
+        """The totals that it left at its end; before that `totals` are those that it had come to so far."""
+        return None if self.ended_unix_ns is None or self.totals is None else RunTotals.from_dict(self.totals)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -295,8 +300,8 @@ def _steps_of_run(processes: list[Process]) -> int:
 
 def _steps_of(process: Process) -> int:
     """How many steps a process made, without reading its whole curve."""
-    if process.totals is not None:
-        totals = RunTotals.from_dict(process.totals)
+    totals = process.goodbye
+    if totals is not None:
         return totals.steps + totals.steps_skipped + totals.steps_failed
     with opened(process.path) as (connection, _):
         counted = sum(point.value or 0 for point in points_of(connection, process, names.STEPS.name, latest=True))

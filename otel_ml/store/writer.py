@@ -2,9 +2,10 @@
 
 It exists so that a run is on disk a second after it happened, whatever kills the process.
 Called on the threads of the SDK's batch processors and of the metric reader, never on
-the user's thread; the pipeline's own thread calls `prepare()` and `open_gate()`, and at exit
-`finish()` and `close()`. Each export is one transaction. Nothing is opened or made on disk
-before the gate opens, so a process that never trains leaves no file.
+the user's thread; the pipeline's own thread calls `prepare()` and `open_gate()`, `tell()` and
+`settle()` around what it has written after a turn, and at exit `finish()` and `close()`. Each
+export is one transaction. Nothing is opened or made on disk before the gate opens, so a
+process that never trains leaves no file.
 
 What cannot be kept is counted by signal and reason, in memory and in the file:
 
@@ -77,6 +78,7 @@ class _Tally:
     unsaved: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)  # dropped, not yet in the file
     last: Counter[str] = dataclasses.field(default_factory=Counter)  # the id of each table's newest row
     owed: set[str] = dataclasses.field(default_factory=set)  # signals that the file says have an endpoint
+    totals: str | None = None  # those that the file has
 
     def copy(self) -> _Tally:
         return _Tally(
@@ -87,6 +89,7 @@ class _Tally:
             self.unsaved.copy(),
             self.last.copy(),
             self.owed.copy(),
+            self.totals,
         )
 
 
@@ -121,6 +124,7 @@ class StoreWriter:
         self._overran: Counter[str] = Counter()
         self._counting = threading.Lock()  # of those: unlike the other one, never held while the disk works
         self._attributes: dict[str, Any] = {}  # of the first resource seen
+        self._totals: str | None = None  # as they were told last
         self.ledger = Ledger(())
         self._full = False  # whether the last insert left the file over its cap
         self._said: set[str] = set()
@@ -209,6 +213,18 @@ class StoreWriter:
         with self._counting:
             self._overran[signal] += 1
 
+    def tell(self, totals: dict[str, Any]) -> None:
+        """Have the next transaction note the totals so far: all that is known of requests if the process is killed."""
+        self._totals = json_of(totals)
+
+    def settle(self) -> None:
+        """Note the totals that were told, where nothing else was written since."""
+        if self._foreign() or self._file is None or self._totals is self._tally.totals:
+            return
+        with self._lock:
+            complaint = None if self._closed or self._file is None else self._transact(lambda _: None)
+        self._say(complaint)
+
     def finish(self, *, totals: dict[str, Any] | None, ended_unix_ns: int, outcome: str, exit_code: int | None) -> None:
         """Note in the file that the process ended, and how; without it the run reads as killed."""
         if self._foreign() or not self._gate:
@@ -216,12 +232,12 @@ class StoreWriter:
         self._release()
         if not self._enter("finish"):
             return
-        told = None if totals is None else json_of(totals)
+        if totals is not None:
+            self.tell(totals)
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "UPDATE process SET ended_unix_ns = ?, outcome = ?, exit_code = ?, totals = ?",
-                (ended_unix_ns, outcome, exit_code, told),
+                "UPDATE process SET ended_unix_ns = ?, outcome = ?, exit_code = ?", (ended_unix_ns, outcome, exit_code)
             )
 
         try:
@@ -422,6 +438,9 @@ class StoreWriter:
             before = self._tally.copy()
             connection.execute("BEGIN IMMEDIATE")
             self._owe(connection)
+            if self._totals is not self._tally.totals:
+                self._tally.totals = self._totals
+                connection.execute("UPDATE process SET totals = ?", (self._totals,))
             work(connection)
             if self._tally.unsaved:
                 connection.executemany(

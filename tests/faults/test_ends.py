@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -243,3 +244,34 @@ def asked(runs: Path) -> int:
     """The answers in the store."""
     found = stored(runs)
     return 0 if found is None else len(RunReader(found).spans("ml.inference"))
+
+
+@pytest.mark.parametrize("signals", [{}, {"OTEL_TRACES_SAMPLER": "always_off"}], ids=["traced", "untraced"])
+def test_requests_of_a_killed_server(tmp_path: Path, signals: dict[str, str]) -> None:
+    """SIGKILL costs a server the requests of its last second at most, long before their metrics are collected."""
+    runs = tmp_path / "runs"
+    with Process(
+        RUN, "served.py", cwd=tmp_path, OTEL_ML_DIR=str(runs), OTEL_METRIC_EXPORT_INTERVAL="3600000", **signals
+    ) as program:
+        program.until("READY")
+        for asked, in_all in ((20, 20), (30, 50)):
+            program.say(str(asked))
+            program.until("ANSWERED")
+            once(partial(requests, runs, in_all), "the requests so far in the store")
+        found = stored(runs)
+        assert found is not None
+        os.kill(found.processes[0].pid, signal.SIGKILL)
+        outcome = program.end()
+
+    said = totals(runs)
+    assert (said.outcome, said.inference.count, said.inference_failed, said.inference_samples) == ("killed", 50, 5, 90)
+    assert said.framework == "torch"
+    assert None not in (said.inference.p50_s, said.inference.p95_s, said.inference.max_s)
+    assert RunReader(found).points() == []
+    assert headline(outcome) == "✗ killed by signal 9 (SIGKILL)"
+
+
+def requests(runs: Path, wanted: int) -> bool:
+    """Whether the store knows of this many requests."""
+    found = stored(runs)
+    return found is not None and RunReader(found).totals()[0].inference.count == wanted

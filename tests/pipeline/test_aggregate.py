@@ -210,3 +210,6 @@ def test_a_million_durations_take_the_room_of_65_536() -> None:
     found = singly.distribution()
     assert (found.count, found.total_s, found.max_s) == (count, sum(values) / 1e9, max(values) / 1e9)
     assert found.p50_s == pytest.approx(0.0005, rel=0.02)
+    brief = singly.distribution(briefly=True)
+    assert (brief.count, brief.total_s, brief.max_s) == (count, sum(values) / 1e9, max(values) / 1e9)
+    assert brief.p50_s == pytest.approx(0.0005, rel=0.05)

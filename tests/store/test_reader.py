@@ -421,6 +421,24 @@ def test_totals_without_a_goodbye_are_rebuilt_from_the_last_collection(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("requests", [1, 2, 5])
+def test_of_totals_so_far_and_points_the_newer_win(program: Callable[..., Program], runs: Path, requests: int) -> None:
+    """Totals that a process noted while it served are no goodbye, and tell what points do not know yet."""
+    one = silent(program)
+    served = Distribution(requests, 1.0, 0.125, 0.25, 0.375)
+    noted = RunTotals(inference=served, inference_failed=1, time={"productive": 5.0}, compiles=requests, steps=1)
+    one.writer.tell(noted.to_dict())
+    one.flush()
+
+    totals = rebuilt(runs)
+    newest = served if requests >= 2 else Distribution(2, 0.75, max_s=0.5)
+    assert (totals.inference, totals.inference_failed) == (newest, int(requests >= 2))
+    assert (totals.time, totals.compiles) == ({"productive": 5.0}, requests)
+    assert (totals.outcome, totals.steps, find_run(runs, None).steps, find_run(runs, None).state) == (
+        "killed", 4, 5, "killed",
+    )  # fmt: skip
+
+
 def test_step_records_newer_than_the_last_collection_win(program: Callable[..., Program], runs: Path) -> None:
     """Step records are on disk sooner than counters: steps, times, phases and losses are then theirs, exactly."""
     one = silent(program)

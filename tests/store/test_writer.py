@@ -566,6 +566,36 @@ def test_overwritten_file_is_left_for_a_new_one(
     assert [record.getMessage().count("damaged, a new one is begun") for record in caplog.records] == [1]
 
 
+def test_totals_so_far_ride_along(program: Callable[..., Program], runs: Path) -> None:
+    """Totals that are told go into the file with the next records, or by themselves where none come, and only once."""
+    one = program()
+    one.writer.tell({"steps": 1})
+    one.writer.settle()
+    assert one.writer.path is None
+
+    one.step(0)
+    one.logs.force_flush()
+    path = one.writer.path
+    assert path is not None
+    connection = sqlite3.connect(path)
+
+    def noted() -> tuple[str, int]:
+        """The totals in the file, and a number that each transaction of others changes."""
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        return connection.execute("SELECT totals FROM process").fetchone()[0], version
+
+    first = noted()
+    one.writer.settle()
+    assert (first[0], noted()) == ('{"steps":1}', first)
+    one.writer.tell({"steps": 2})
+    one.writer.settle()
+    assert noted() == ('{"steps":2}', first[1] + 1)
+    connection.close()
+    one.end("finished", totals={"steps": 3})
+    one.writer.settle()
+    assert rows(path, "process", "totals") == [('{"steps":3}',)]
+
+
 def test_exports_after_the_goodbye_are_counted(program: Callable[..., Program]) -> None:
     """A late export fails, is counted, and opens nothing again."""
     one = program()
