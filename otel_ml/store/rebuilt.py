@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_ml import names
 from otel_ml.store.opening import select
-from otel_ml.store.records import count_events, last_event, points_of
+from otel_ml.store.records import count_events, has_span, last_event, points_of
 from otel_ml.totals import Distribution, LossCurve, RunTotals
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
     ten: whichever knows of more steps, or requests, tells them, their times and what they were made of. Categories
     of time are as of the newer of totals and points.
     """
-    noted = RunTotals.from_dict(process.totals or {})
+    noted = RunTotals.from_dict(process.totals or {"drain_cpu_s": None})
     steps, series = _step_records(connection), _Series(points_of(connection, process, latest=True))
     counted = {key: int(value) for key, value in series.by(names.STEPS, names.OUTCOME).items()}
     fresh = steps.count >= sum(counted.values())
@@ -196,6 +196,8 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
     elif samples.count:
         inference_samples = int(samples.total_s)
     spent = max(noted.time, series.by(names.RUN_TIME, names.TIME_CATEGORY), key=lambda time: sum(time.values()))
+    if not made and not inference.count and not diagnosis and has_span(connection, names.SPAN_INFERENCE):
+        diagnosis = _UNCOUNTED
     end = time.time_ns() if process.state == "running" else process.last_unix_ns
     return RunTotals(
         run_id=process.run_id,
@@ -243,6 +245,13 @@ def rebuilt(connection: sqlite3.Connection, process: Process) -> RunTotals:
         evidence=diagnosis.get(names.DIAGNOSIS_EVIDENCE),
         advice=diagnosis.get(names.DIAGNOSIS_ADVICE),
     )
+
+
+_UNCOUNTED = {
+    str(names.DIAGNOSIS_VERDICT): "serving",
+    str(names.DIAGNOSIS_EVIDENCE): "Requests were seen; the process ended before it could tell how many.",
+    str(names.DIAGNOSIS_ADVICE): "`otel-ml export` writes the spans of those that were kept.",
+}
 
 
 def _framework(process: Process, series: _Series) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from otel_ml.store.runs import Process
 
-__all__ = ["LogRow", "PointRow", "SpanRow", "count_events", "last_event", "matching", "points_of"]
+__all__ = ["LogRow", "PointRow", "SpanRow", "count_events", "has_span", "last_event", "matching", "points_of"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ def last_event(connection: sqlite3.Connection, event: str) -> dict[str, Any]:
     where = "WHERE event_name = ? ORDER BY id DESC LIMIT 1"
     rows = select(connection, "logs", where=where, values=(event,))
     return dict(rows[0]["attributes"]) if rows else {}
+
+
+def has_span(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether there is a span of this name."""
+    return connection.execute("SELECT 1 FROM spans WHERE name = ? LIMIT 1", (name,)).fetchone() is not None
 
 
 def count_events(connection: sqlite3.Connection, event: str) -> int:

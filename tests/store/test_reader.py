@@ -439,6 +439,16 @@ def test_of_totals_so_far_and_points_the_newer_win(program: Callable[..., Progra
     )  # fmt: skip
 
 
+def test_requests_that_nobody_counted_are_no_missing_training(program: Callable[..., Program], runs: Path) -> None:
+    """A run that has spans of requests served, also where it was killed before anything told how many they were."""
+    one = program()
+    one.span(names.SPAN_INFERENCE)
+    one.flush()
+
+    totals = rebuilt(runs)
+    assert (totals.inference.count, totals.verdict, totals.drain_cpu_s) == (0, "serving", None)
+
+
 def test_step_records_newer_than_the_last_collection_win(program: Callable[..., Program], runs: Path) -> None:
     """Step records are on disk sooner than counters: steps, times, phases and losses are then theirs, exactly."""
     one = silent(program)
