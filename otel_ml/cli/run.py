@@ -80,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
     if settings.verbose:
         say(f"run {identity.run_id}, data in {settings.directory}")
 
-    status = _Child(executable, command, environ).wait()
+    child = _Child(executable, command, environ)
+    status = child.wait()
     if outermost and settings.store:
-        _tell(settings.directory, identity.run_id, status, summary=settings.summary)
+        _tell(settings.directory, identity.run_id, child.pid, status, summary=settings.summary)
     return _end_like(status)
 
 
@@ -270,7 +271,7 @@ def _in_foreground() -> bool:
 # --- its end ---------------------------------------------------------------------------------
 
 
-def _tell(directory: Path, run_id: str, status: int, *, summary: bool) -> None:
+def _tell(directory: Path, run_id: str, pid: int, status: int, *, summary: bool) -> None:
     """Note the run's end and print its summary; whatever goes wrong costs one line and never the exit code."""
     # A Ctrl-C that ended the program is over (ignoring it forgets it); another one ends the summary.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -285,6 +286,7 @@ def _tell(directory: Path, run_id: str, status: int, *, summary: bool) -> None:
             exit_code=None if killed else os.WEXITSTATUS(status),
             signal=os.WTERMSIG(status) if killed else None,
             at_unix_ns=time.time_ns(),
+            pid=pid,
         )
         write_ending(run_folder(directory, run_id), ending)
         if summary and sys.stderr is not None:

@@ -96,9 +96,9 @@ def to_json(totals: Sequence[RunTotals], ending: Ending | None = None) -> str:
             "exit_code": run.exit_code,
             "signal": run.signal,
             "error": run.error,
-            "started_unix_ns": shown.started_unix_ns,
-            "ended_unix_ns": shown.ended_unix_ns,
-            "duration_s": shown.duration_s,
+            "started_unix_ns": run.started_unix_ns,
+            "ended_unix_ns": run.ended_unix_ns,
+            "duration_s": run.duration_s,
         },
         "rates": {
             "samples_per_s": while_training(shown, shown.samples, shown.samples_time_s),

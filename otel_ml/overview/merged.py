@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal as signals
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from otel_ml.store.ending import how_it_ended
 from otel_ml.watch.diagnosis import Diagnosis, diagnose
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ class Merged:
 
     shown: RunTotals
     others: tuple[RunTotals, ...]
+    started_unix_ns: int  # of the last attempt, as the three that follow
+    ended_unix_ns: int | None
+    duration_s: float
     outcome: str
     exit_code: int | None
     signal: int | None
@@ -32,33 +35,30 @@ class Merged:
 
 
 def merged(totals: Sequence[RunTotals], ending: Ending | None = None) -> Merged | None:
-    """Choose the process to show: the last attempt's lowest rank; of several, the last one that trained or served."""
+    """Choose the process to show: the last attempt's lowest rank; of several, see `_foremost`."""
     if not totals:
         return None
-    shown, *rest = sorted(
-        totals,
-        key=lambda t: (-t.attempt, t.rank or 0, not t.steps, not t.inference.count, -t.started_unix_ns, t.pid),
-    )
+    shown, *rest = sorted(totals, key=lambda t: (-t.attempt, t.rank or 0, *_foremost(t, ending)))
     rest.sort(key=lambda t: (-t.attempt, t.rank or 0, t.started_unix_ns, t.pid))
     now = [t for t in (shown, *rest) if t.attempt == shown.attempt]
-    outcome, culprit = shown.outcome, None
-    exit_code, signal = (ending.exit_code, ending.signal) if ending is not None else (None, None)
-    if signal is not None:
-        outcome, exit_code = "interrupted" if signal == signals.SIGINT else "killed", None
-    elif exit_code is not None:
-        # Alone, a process without a goodbye that has an exit code left by `os._exit`: nobody killed it.
-        ended_badly = outcome in ("failed", "interrupted") or (outcome == "killed" and bool(rest))
-        outcome = "finished" if exit_code == 0 else outcome if ended_badly else "failed"
-    else:
+    started, ended, took = _lasted(now, ending)
+    by_start = sorted(now, key=lambda t: t.started_unix_ns)
+    outcome, culprit = how_it_ended([(t.rank, t.outcome) for t in by_start], ending), None
+    if ending is not None:
+        exit_code, signal = ending.exit_code, ending.signal
+    elif outcome == shown.outcome:
         exit_code, signal = shown.exit_code, shown.signal
-        if outcome == "finished":  # but a job is as good as its worst rank
-            culprit = next((t for t in now if t.rank is not None and t.outcome in ("failed", "killed")), None)
-    if culprit is not None:
-        outcome, exit_code = "failed", None
+    else:
+        exit_code = signal = None
+        if outcome in ("failed", "killed"):
+            culprit = next((t for t in now if t.rank is not None and t.outcome == outcome), None)
     failed = next((t for t in now if t.error), None)
     return Merged(
         shown=shown,
         others=tuple(rest),
+        started_unix_ns=started,
+        ended_unix_ns=ended,
+        duration_s=took,
         outcome=outcome,
         exit_code=exit_code,
         signal=signal,
@@ -66,6 +66,26 @@ def merged(totals: Sequence[RunTotals], ending: Ending | None = None) -> Merged 
         error=failed.error if failed else None,
         error_from=failed if failed is not shown else None,
     )
+
+
+def _foremost(totals: RunTotals, ending: Ending | None) -> tuple[bool, int, int, int, int]:
+    """The order of processes without ranks: the one that was launched, if it did anything, then by what they did."""
+    steps, requests = totals.steps + totals.steps_skipped + totals.steps_failed, totals.inference.count
+    launched = ending is not None and totals.pid == ending.pid and bool(steps or requests)
+    return (not launched, -steps, -requests, totals.started_unix_ns, totals.pid)
+
+
+def _lasted(now: Sequence[RunTotals], ending: Ending | None) -> tuple[int, int | None, float]:
+    """When these began and ended, and how long it took; a process alone that said goodbye knows it best."""
+    shown = now[0]
+    if len(now) == 1 and shown.ended_unix_ns is not None:
+        return shown.started_unix_ns, shown.ended_unix_ns, shown.duration_s
+    started = min(t.started_unix_ns for t in now)
+    last = max(t.ended_unix_ns or t.started_unix_ns + round(t.duration_s * 1e9) for t in now)
+    if ending is not None:
+        last = max(last, ending.at_unix_ns)
+    known = ending is not None or all(t.ended_unix_ns is not None for t in now)
+    return started, last if known else None, max(shown.duration_s, (last - started) / 1e9)
 
 
 def diagnosis(totals: RunTotals) -> Diagnosis:

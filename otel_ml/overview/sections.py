@@ -84,7 +84,7 @@ def _heading(page: Page, shown: RunTotals) -> None:
 
 def _outcome(page: Page, run: Merged) -> None:
     shown, signs = run.shown, page.signs
-    took = seconds(shown.duration_s)
+    took = seconds(run.duration_s)
     by_signal = f" by {_signal(run.signal)}" if run.signal is not None else ""
     sign, style, words = {
         "finished": (signs.good, "green", f"finished in {took}"),
@@ -104,12 +104,12 @@ def _outcome(page: Page, run: Merged) -> None:
         whose = f"{_whose(run.error_from)}: " if run.error_from else ""
         page.sentence(" ", page.text(whose, (run.error, "red")), "", at_most=ERROR_LINES)
     page.blank()
-    started = datetime.fromtimestamp(shown.started_unix_ns / 1e9).astimezone()
+    started = datetime.fromtimestamp(run.started_unix_ns / 1e9).astimezone()
     about = (
         shown.run_id,
         f"attempt {shown.attempt}" if shown.attempt else "",
         f"rank {shown.rank} of {shown.world_size}" if shown.world_size and shown.world_size > 1 else "",
-        f"{started:%Y-%m-%d %H:%M:%S}" if shown.started_unix_ns else "",
+        f"{started:%Y-%m-%d %H:%M:%S}" if run.started_unix_ns else "",
     )
     if any(about):
         page.row("run", page.facts(*((part, "") for part in about), style=""))

@@ -18,12 +18,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGINT
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from otel_ml import names
 from otel_ml.errors import StoreError
-from otel_ml.store.ending import FILE, Ending, read_ending
+from otel_ml.store.ending import FILE, WORST, Ending, State, how_it_ended, read_ending
 from otel_ml.store.opening import attempt, opened, select
 from otel_ml.store.records import last_event, points_of
 from otel_ml.store.schema import EXTRAS, SUFFIX, TAILS, boot_and_start, has_proc
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Process", "Run", "State", "by_rank", "delete_run", "files_of", "find_run", "list_runs", "process_of", "read_run",
 ]  # fmt: skip
-
-State = Literal["running", "finished", "failed", "interrupted", "killed", "lost"]
 
 FRESH_S = 60.0  # rows younger than this say that a process on another machine lives; points come every 10 s
 
@@ -61,7 +58,7 @@ class Process:
     exit_code: int | None
     totals: dict[str, Any] | None
     state: State
-    last_unix_ns: int  # of its newest row, or its end
+    last_unix_ns: int  # its end, as it or its launcher told it, else of its newest row
     drops: dict[str, int]  # "signal reason" -> records
     notes: tuple[str, ...] = ()  # what to know about the file: a missing -wal, records not kept
 
@@ -146,19 +143,17 @@ def read_run(folder: Path) -> Run | None:
         size = sum(stat.st_size for stat in stats)
         return Run(folder.name, folder.name, "", folder, written, None, "lost", (), size, 0, problems)
     last = [process for process in processes if process.attempt == max(p.attempt for p in processes)]
-    state = min((process.state for process in last), key=_WORST.index)
-    ending = read_ending(folder)
-    if ending is not None and (state == "running" or max(p.started_unix_ns for p in processes) > ending.at_unix_ns):
+    ending, running = read_ending(folder), any(process.state == "running" for process in last)
+    if ending is not None and (running or max(p.started_unix_ns for p in processes) > ending.at_unix_ns):
         ending = None
-    if ending is not None and state in ("killed", "lost"):
-        state = _state_by(ending, alone=len(last) == 1)
+    state = how_it_ended([(p.rank, p.state) for p in sorted(last, key=lambda p: p.started_unix_ns)], ending)
     return Run(
         id=processes[0].run_id,
         slug=folder.name,
         name=next((process.run_name for process in processes if process.run_name), ""),
         path=folder,
         started_unix_ns=min(process.started_unix_ns for process in processes),
-        ended_unix_ns=None if state == "running" else max(process.last_unix_ns for process in last),
+        ended_unix_ns=None if running else ending.at_unix_ns if ending else max(p.last_unix_ns for p in last),
         state=state,
         processes=tuple(processes),
         size_by=sum(stat.st_size for stat in stats),
@@ -166,18 +161,6 @@ def read_run(folder: Path) -> Run | None:
         problems=problems,
         ending=ending,
     )
-
-
-def _state_by(ending: Ending, *, alone: bool) -> State:
-    """What became of a program without a goodbye; of several processes, one may have been killed all the same."""
-    if ending.signal is not None:
-        return "interrupted" if ending.signal == SIGINT else "killed"
-    if not alone:
-        return "killed"
-    return "finished" if ending.exit_code == 0 else "failed"
-
-
-_WORST: tuple[State, ...] = ("running", "failed", "killed", "interrupted", "lost", "finished")
 
 
 def delete_run(directory: Path, run: Run) -> None:
@@ -250,9 +233,11 @@ def process_of(path: Path) -> Process:
         if row["totals"] is not None:
             row["started_unix_ns"] = row["totals"].get("started_unix_ns") or row["started_unix_ns"]
         last = row["ended_unix_ns"] or _newest(connection) or row["started_unix_ns"]
-        return Process(
-            path=path, **row, state=_state(row, last), last_unix_ns=last, drops=drops, notes=notes + _unkept(drops)
-        )
+        state = _state(row, last)
+        ending = None if row["ended_unix_ns"] or state == "running" else read_ending(path.parent)
+        if ending is not None and ending.pid == row["pid"] and ending.at_unix_ns >= row["started_unix_ns"]:
+            last = ending.at_unix_ns
+        return Process(path=path, **row, state=state, last_unix_ns=last, drops=drops, notes=notes + _unkept(drops))
 
 
 def _unkept(drops: dict[str, int]) -> tuple[str, ...]:
@@ -273,7 +258,7 @@ def _newest(connection: sqlite3.Connection) -> int | None:
 def _state(row: dict[str, Any], last_unix_ns: int) -> State:
     if row["ended_unix_ns"] is not None:
         outcome = row["outcome"]
-        return next((state for state in _WORST[1:] if state == outcome), "finished")
+        return next((state for state in WORST[1:] if state == outcome), "finished")
     if row["host"] != os.uname().nodename:
         return "running" if time.time_ns() - last_unix_ns < FRESH_S * 1e9 else "lost"
     return "running" if _alive(row["pid"], row["kernel_start"]) else "killed"

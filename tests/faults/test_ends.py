@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_ml.overview import to_json
+from otel_ml.store.ending import read_ending
 from otel_ml.store.reader import RunReader
 from tests.e2e.launching import LAUNCHERS, PLAIN, RUN, recorded, step_records, totals
 from tests.faults.processes import Process, once, run, side_by_side, stored, wait_until
@@ -268,6 +271,11 @@ def test_requests_of_a_killed_server(tmp_path: Path, signals: dict[str, str]) ->
     assert said.framework == "torch"
     assert None not in (said.inference.p50_s, said.inference.p95_s, said.inference.max_s)
     assert RunReader(found).points() == []
+    ending, found = read_ending(found.path), stored(runs)
+    assert found is not None
+    assert ending is not None
+    assert (found.ended_unix_ns, ending.pid) == (ending.at_unix_ns, said.pid)
+    assert said.duration_s == (ending.at_unix_ns - said.started_unix_ns) / 1e9
     assert headline(outcome) == "✗ killed by signal 9 (SIGKILL)"
 
 
@@ -275,3 +283,34 @@ def requests(runs: Path, wanted: int) -> bool:
     """Whether the store knows of this many requests."""
     found = stored(runs)
     return found is not None and RunReader(found).totals()[0].inference.count == wanted
+
+
+@pytest.mark.parametrize("steps", [0, 3], ids=["idle", "training"])
+def test_workers_that_a_server_ends(tmp_path: Path, steps: int) -> None:
+    """A program that ended well is finished for all who tell of it, and shown is it or else the busiest worker."""
+    runs = tmp_path / "runs"
+    with Process(RUN, "pool.py", str(steps), "30", "12", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+        program.until("READY")
+        once(lambda: served(runs) == [12, 30], "the requests of both workers")
+        program.say("on")
+        outcome = program.end()
+
+    found = stored(runs)
+    assert found is not None
+    assert found.ending is not None
+    told = json.loads(to_json(recorded(runs).totals(), found.ending))
+    shown, *others = told["processes"]
+    assert (outcome.code, headline(outcome), found.state) == (0, "✓ finished, exit code 0", "finished")
+    assert (told["run"]["outcome"], told["run"]["exit_code"]) == ("finished", 0)
+    assert (shown["steps"], shown["inference"]["count"]) == ((steps, 0) if steps else (0, 30))
+    assert sorted(each["outcome"] for each in others) == ["killed"] * len(others)
+    begun = min(each["started_unix_ns"] for each in told["processes"])
+    span = (told["run"]["started_unix_ns"], told["run"]["ended_unix_ns"])
+    assert span == (found.started_unix_ns, found.ended_unix_ns) == (begun, found.ending.at_unix_ns)
+
+
+def served(runs: Path) -> list[int]:
+    """The requests of each process that served any."""
+    found = stored(runs)
+    counts = [] if found is None else [totals.inference.count for totals in RunReader(found).totals()]
+    return sorted(count for count in counts if count)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_ml.store.ending import FILE, Ending, read_ending, write_ending
+from otel_ml.store.ending import FILE, Ending, how_it_ended, read_ending, write_ending
 from otel_ml.store.runs import delete_run, find_run
 from tests.store.test_reader import change, file_of
 
@@ -47,6 +47,55 @@ def test_ending(
 
     assert (find_run(runs, "run-1").state, find_run(runs, "run-1").ending) == (state, ending)
     assert (runs / "run-1" / FILE).stat().st_mode & 0o777 == 0o600
+
+
+CLEAN, BAD, TERMINATED = Ending(0, None, 1), Ending(3, None, 1), Ending(None, 15, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "ending", "state"),
+    [
+        ([(None, "killed"), (None, "killed")], CLEAN, "finished"),
+        ([(None, "failed")], CLEAN, "finished"),
+        ([(None, "finished")], BAD, "failed"),
+        ([(None, "killed")], BAD, "failed"),
+        ([(0, "finished"), (1, "killed")], BAD, "killed"),
+        ([(0, "killed"), (1, "failed")], BAD, "failed"),
+        ([(None, "finished"), (None, "finished")], TERMINATED, "killed"),
+        ([(None, "finished"), (None, "failed")], None, "finished"),
+        ([(None, "killed"), (None, "finished")], None, "killed"),
+        ([(0, "finished"), (1, "killed"), (None, "failed")], None, "killed"),
+        ([(0, "finished"), (1, "running")], None, "running"),
+        ([(0, "interrupted"), (1, "strange")], None, "interrupted"),
+    ],
+)
+def test_how_it_ended(said: list[tuple[int | None, str]], ending: Ending | None, state: str) -> None:
+    """A run ended as its launcher saw it, else as its worst rank did, else as the process that started the others."""
+    assert how_it_ended(said, ending) == state
+
+
+def test_the_process_that_was_launched(program: Callable[..., Program], runs: Path) -> None:
+    """A process without a goodbye lived until its launcher saw it end, not until its newest row."""
+    die(program, runs)
+    at = time.time_ns()
+    (before,) = find_run(runs, "run-1").processes
+    ends = []
+    for pid in (before.pid + 1, before.pid):
+        write_ending(runs / "run-1", Ending(None, 9, at, pid))
+        found = find_run(runs, "run-1")
+        ends.append((found.processes[0].last_unix_ns, found.ended_unix_ns))
+    assert ends == [(before.last_unix_ns, at), (at, at)]
+
+
+def test_a_newer_note(program: Callable[..., Program], runs: Path) -> None:
+    """A note that says more than is known here, or less, is read."""
+    die(program, runs)
+    for text in (
+        '{"exit_code": 0, "signal": null, "at_unix_ns": 1, "host": "a"}',
+        '{"exit_code": 0, "signal": null, "at_unix_ns": 1}',
+    ):
+        (runs / "run-1" / FILE).write_text(text)
+        assert read_ending(runs / "run-1") == CLEAN
 
 
 def test_old_ending(program: Callable[..., Program], runs: Path) -> None:
