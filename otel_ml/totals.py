@@ -80,7 +80,7 @@ class RunTotals:
     time: dict[str, float] = field(default_factory=dict)  # ml.run.time by category; sums to duration_s
     evaluations: int = 0
     inference: Distribution = field(default_factory=Distribution)
-    inference_samples: int | None = None
+    inference_samples: int | None = None  # of those that did not fail
     inference_failed: int = 0  # of the requests, those that an exception ended
     compiles: int = 0
     recompiles: int = 0

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 
 from otel_ml import overview
 from otel_ml.overview import print_run, print_totals, to_json
-from otel_ml.overview.merged import Merged, merged
+from otel_ml.overview.merged import Merged, diagnosis, merged
 from otel_ml.overview.words import literal, number, rate, size
 from otel_ml.store.ending import Ending
 from otel_ml.store.writer import StoreWriter
@@ -235,6 +235,21 @@ def test_a_serving_process_in_ascii() -> None:
   next        otel-ml report 20261121-124003-7f3a9c
 """
     )
+
+
+def test_requests_that_failed_are_told() -> None:
+    """Of the requests, those that an exception ended are told; one request, or step, is not called several."""
+    one = Distribution(1, 0.5, 0.5, 0.5, 0.5)
+    served = Distribution(20, 1.0)
+    shown_first = RunTotals(pid=1, duration_s=4.0, inference=served, inference_failed=2, inference_samples=36)
+    text = page(shown_first, RunTotals(pid=2, inference=one), RunTotals(pid=3, steps=1, rank=1))
+    assert [line(text, key) for key in ("requests", "20 requests", "others", "rank 1")] == [
+        "requests    20 · 2 failed · 5.00 requests/s · 2 samples each",
+        "20 requests (2 failed) and no training step; the model was busy",
+        "others      pid 2   1 request · running",
+        "rank 1  1 step · running",
+    ]
+    assert diagnosis(RunTotals(inference=one)).evidence.startswith("1 request and no training step;")
 
 
 def test_what_the_program_named_is_shown_literally() -> None:

@@ -179,9 +179,10 @@ def _serving(page: Page, shown: RunTotals) -> None:
     if not inference.count:
         return
     per_s = over(inference.count, shown.duration_s)
-    batch = over(shown.inference_samples, inference.count)
+    batch = over(shown.inference_samples, inference.count - shown.inference_failed)
     requests = (
         (f"{inference.count:,}", ""),
+        (f"{shown.inference_failed:,}" if shown.inference_failed else "", "failed"),
         (rate(per_s) if per_s is not None else "", "requests/s"),
         (f"{batch:.3g}" if batch is not None else "", "sample each" if batch == 1 else "samples each"),
     )
@@ -216,8 +217,8 @@ def _others(page: Page, run: Merged) -> None:
     width = max(len(name) for name in names.values())
     for each in (t for t in run.others if t in listed):
         figures = (
-            (f"{each.steps:,}" if each.steps else "", "step" if each.steps == 1 else "steps"),
-            (f"{each.inference.count:,}" if each.inference.count else "", "requests"),
+            (f"{each.steps:,}" if each.steps else "", _plural(each.steps, "step")),
+            (f"{each.inference.count:,}" if each.inference.count else "", _plural(each.inference.count, "request")),
             (seconds(each.step_time.p50_s) if each.step_time.p50_s is not None else "", "p50"),
         )
         line = page.text(names[id(each)].ljust(width) + "  ").append_text(page.facts(*figures))
@@ -284,6 +285,10 @@ def _footer(page: Page, shown: RunTotals) -> None:
         # Never wrapped: it is there to be copied.
         command = page.text(("  next".ljust(KEY_WIDTH), "dim"))
         page.lines.append(command.append(f"otel-ml report {shlex.quote(page.safe(shown.run_id))}", "cyan"))
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else f"{word}s"
 
 
 def _times(count: int) -> str:

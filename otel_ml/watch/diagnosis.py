@@ -113,14 +113,16 @@ def _three_digits(value: float) -> str:
 
 def _serving(totals: RunTotals) -> Diagnosis:
     inference = totals.inference
-    figures = [f"{inference.count:,} requests and no training step"]
+    requests = f"{inference.count:,} {'request' if inference.count == 1 else 'requests'}"
+    failed = f" ({totals.inference_failed:,} failed)" if totals.inference_failed else ""
+    figures = [f"{requests}{failed} and no training step"]
     if inference.p50_s is not None and inference.p95_s is not None:
         figures.append(f"half took at most {seconds(inference.p50_s)}, 95% at most {seconds(inference.p95_s)}")
     if totals.duration_s > 0:
         figures.append(f"the model was busy {percent(min(inference.total_s / totals.duration_s, 1.0))} of the time")
     advice = "Compare p95 with what your callers may wait; a larger batch trades latency for throughput."
     if totals.inference_samples is not None:
-        batch = totals.inference_samples / inference.count
+        batch = totals.inference_samples / max(1, inference.count - totals.inference_failed)
         figures.append(f"{batch:.3g} {'sample' if batch == 1 else 'samples'} a request")
         if batch < SERVING_SMALL_BATCH:
             advice = "Collect requests that arrive together into one batch: one forward pass then serves several."
