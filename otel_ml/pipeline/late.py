@@ -1,4 +1,4 @@
-"""OTLP over HTTP, imported when there is first something to send: on a thread of the SDK's, or at the program's end.
+"""OTLP over HTTP, imported while the program imports its framework, or when there is first something to send.
 
 Its `requests` brings urllib3, which takes SSLContext out of `ssl`. Imported before the
 program's first line, which may be gevent's `monkey.patch_all()`, it has each HTTPS request
@@ -11,6 +11,7 @@ import _thread
 import contextlib
 import logging
 import threading
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Late", "late"]
+__all__ = ["Late", "late", "prepare"]
 
 logger = logging.getLogger("otel_ml")
 
@@ -40,8 +41,14 @@ def late(signal: str, found: Iterable[Any]) -> Callable[[], Any] | None:
     return partial(_LateMetrics if signal == "metrics" else Late, signal, entry_point.load)
 
 
+def prepare() -> None:
+    """Make those that are there: the first export would else do it, in the midst of steps."""
+    for exporter in list(_waiting):
+        exporter.made()
+
+
 class Late:
-    """An exporter that is there once something is exported."""
+    """An exporter that is there once it is prepared, or something is exported."""
 
     def __init__(self, signal: str, load: Callable[[], Callable[[], Any]]) -> None:
         self._signal = signal
@@ -49,10 +56,11 @@ class Late:
         self._exporters: dict[int, Any] = {}
         self._refused = False
         self._making = threading.Lock()
+        _waiting.add(self)
 
     def export(self, batch: Any, **kwargs: Any) -> Any:
         """What it answers; a failure where it cannot be, which is told once."""
-        exporter = self._made()
+        exporter = self.made()
         return _FAILURE[self._signal] if exporter is None else exporter.export(batch, **kwargs)
 
     def force_flush(self, *_: Any) -> bool:
@@ -66,7 +74,7 @@ class Late:
             with contextlib.suppress(Exception):  # gevent's, for a connection of another thread
                 exporter.shutdown(**kwargs)
 
-    def _made(self) -> Any:
+    def made(self) -> Any:
         """The exporter; where gevent is in force one for each thread, as its connections know no other thread."""
         number = _thread_number() if _thread.get_ident is not _thread_number else 0
         with self._making:
@@ -77,6 +85,9 @@ class Late:
                     self._refused = True
                     logger.warning("otel-ml: no %s are sent: %s: %s", self._signal, type(error).__name__, error)
             return self._exporters.get(number)
+
+
+_waiting: weakref.WeakSet[Late] = weakref.WeakSet()
 
 
 class _LateMetrics(Late):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ from otel_ml.core.clock import Anchor, now
 from otel_ml.core.context import optimizers, recorders, request_id, roots
 from otel_ml.core.threads import Unseen
 from otel_ml.errors import guard, swallowed
-from otel_ml.pipeline import bulk, dice
+from otel_ml.pipeline import bulk, dice, late
 from otel_ml.pipeline.aggregate import Aggregate
 from otel_ml.pipeline.drain import Drain
 from otel_ml.pipeline.instruments import Instruments
@@ -99,9 +98,8 @@ class Run:
             anchor=self.anchor,
             watch=watch,
         )
-        prepare = functools.partial(writer.prepare, signals=bool(providers.stored)) if writer else _nothing
         tell = writer.tell if writer else _nothing
-        self.drain = Drain(self.telemetry, prepare=prepare, started=self._begin, tell=tell, keep=providers.keep)
+        self.drain = Drain(self.telemetry, prepare=self._prepare, started=self._begin, tell=tell, keep=providers.keep)
         self.logs = Logs(providers.logger, theirs="logs" not in providers.made)
         self.pid = os.getpid()
         self.done = threading.Event()
@@ -206,6 +204,12 @@ class Run:
         totals = dataclasses.replace(self.aggregate.fill(now()))
         totals.verdict, totals.evidence, totals.advice = self._judge(totals)
         return totals
+
+    def _prepare(self) -> None:
+        """Import what stores and sends, while the program imports its framework."""
+        if self.writer is not None:
+            self.writer.prepare(signals=bool(self.providers.stored))
+        late.prepare()
 
     def _begin(self) -> None:
         """The first step or call was seen: the run is worth telling of."""
@@ -352,7 +356,7 @@ def _logger(provider: Any) -> Any:
 
 
 def _nothing(*_: Any) -> None:
-    """Without a store there is nothing to prepare, and nobody to tell."""
+    """Without a store there is nobody to tell."""
 
 
 def _json(totals: RunTotals) -> str:

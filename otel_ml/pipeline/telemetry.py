@@ -138,7 +138,8 @@ class Telemetry:
         if len(self._optimizers_seen - {-1}) <= 1:
             return {}, None
         labels = {n: optimizers.labels[n] for n in self._optimizers_seen if 0 <= n < len(optimizers.labels)}
-        first = labels.get(next(iter(before))) if len(before) == 1 else None  # what was told of no optimizer is nobody's
+        # What was told of no optimizer is nobody's.
+        first = labels.get(next(iter(before))) if len(before) == 1 else None
         if first is not None:
             self.aggregate.named(first)
         return labels, first
