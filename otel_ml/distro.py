@@ -89,6 +89,9 @@ class OtelMlConfigurator(_OTelSDKConfigurator):
         if not chosen.enabled or settings.sdk_disabled(environ):
             return
         file = settings.config_file(environ)
+        if file and not Path(file).is_file():
+            _refuse(f"nothing is recorded: OTEL_CONFIG_FILE={file}: there is no such file. Name one, or unset it.")
+            return
         version = kwargs.get("auto_instrumentation_version")
         try:
             if file:
