@@ -230,7 +230,7 @@ def test_alarm_set_before(script: Path, environ: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", limited, *LAUNCHER, script], env=environ, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (-signal.SIGALRM, "ready\n")
+    assert done.returncode == -signal.SIGALRM  # and nobody holds the pipes, however far it came
 
 
 def test_stopped_and_woken(script: Path, environ: dict[str, str]) -> None:
