@@ -188,9 +188,9 @@ def _count(step: Step, items: list[Item], out: set[int]) -> None:
     fetches = [i for i in items if i.code == r.FETCH]
     known = [i.a for i in fetches if i.a >= 0]
     learning = [i for i in items if i.code in _DEVICE_LEARNS]
-    if fetches and (known or not learning):
+    if known:
         tokens = [i.b for i in fetches if i.b >= 0]
-        step.samples = sum(known) if known else None
+        step.samples = sum(known)
         step.tokens = sum(tokens) if tokens else None
         return
     if learning:
@@ -199,7 +199,7 @@ def _count(step: Step, items: list[Item], out: set[int]) -> None:
         step.tokens = sum(tokens for _, tokens in sizes) or None
         return
     forwards = [i for i in items if i.code == r.FORWARD]
-    # Without a loader, the root's own batch is the step's only where one root runs in it, once a backward. Forward
+    # Where no loader tells, the root's own batch is the step's only where one root runs in it, once a backward. Forward
     # passes to backward passes whose gradients were thrown away are not of the batch, but of a way to it.
     alone = len({i.a for i in forwards}) == 1 and len(forwards) == step.micro_batches
     if alone and all(i.b > 0 for i in forwards):

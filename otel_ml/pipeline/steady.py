@@ -353,6 +353,8 @@ class _Columns:
                 block.grad_norms = norms
             elif code == r.FETCH:
                 rows, words = self.a(j), self.b(j)
+                if max(rows) < 0:
+                    continue
                 if min(rows) < 0 or (min(words) < 0) != (max(words) < 0):
                     return False
                 samples = rows if samples is None else list(map(add, samples, rows))

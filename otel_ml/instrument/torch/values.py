@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
 from typing import Any
 
 from otel_ml.core.deferred import Deferred, Values
 from otel_ml.errors import swallow
 
-__all__ = ["recorded", "scalar", "shape"]
+__all__ = ["parts", "recorded", "scalar", "shape"]
+
+_CHANNELS = frozenset({1, 3, 4})  # of images
 
 
 def scalar(value: Any) -> float | None:
@@ -70,31 +73,106 @@ def recorded(value: Any) -> float | Deferred | None:
     return _OnDevice(tensor)
 
 
-def shape(batch: Any) -> tuple[int, int]:
+def parts(batch: Any) -> Any:
+    """What a list or tuple holds, past what a subclass makes of it; None of anything else."""
+    kind = type(batch)
+    if kind is list or kind is tuple:
+        return batch
+    if issubclass(kind, list):
+        return list(list.__iter__(batch))
+    return list(tuple.__iter__(batch)) if issubclass(kind, tuple) else None
+
+
+def shape(batch: Any, *, unwatched: bool = False) -> tuple[int, int]:
     """Samples and tokens of a batch, -1 for what its shapes do not tell.
 
-    Samples are the first tensor's leading dimension. Tokens are the elements of
-    `input_ids`, or of two equal two-dimensional integer tensors (a language model's input
-    and target).
+    Samples are the leading dimension that all tensors of a list, tuple or dict share, or the
+    length of tuples that `zip()` made of rows. A list of nothing but three-dimensional tensors
+    may be one of images, which have their channels first. Tokens are the elements of `input_ids`,
+    or of two equal two-dimensional integer tensors (a language model's input and target).
     """
-    tensor = sys.modules["torch"].Tensor
-    if type(batch) is tensor:
-        return (batch.shape[0] if batch.ndim else 1), -1
-    if isinstance(batch, (list, tuple)):
-        tensors = [t for t in batch if type(t) is tensor and t.ndim]
-        if not tensors:
-            return shape(batch[0]) if batch and isinstance(batch[0], (list, tuple, dict)) else (-1, -1)
-        first = tensors[0]
-        tokens = -1
-        pair = first.ndim == 2 and len(tensors) > 1 and tensors[1].shape == first.shape
-        if pair and not first.is_floating_point() and not tensors[1].is_floating_point():
-            tokens = first.numel()
-        return first.shape[0], tokens
-    if isinstance(batch, dict):
-        ids: Any = batch.get("input_ids")
-        if type(ids) is tensor and ids.ndim:
-            return ids.shape[0], ids.numel()
-        for value in batch.values():
-            if type(value) is tensor and value.ndim:
-                return value.shape[0], -1
-    return -1, -1
+    torch = sys.modules["torch"]
+    if torch._C._len_torch_function_stack() and not unwatched:
+        with torch._C.DisableTorchFunction():  # who watches with a mode does not see what we ask
+            return shape(batch, unwatched=True)
+    tensor: Any = torch.Tensor
+    kind = type(batch)
+    try:
+        if kind is list or kind is tuple:
+            return _shape(batch, tensor)
+        if kind is tensor:
+            size = batch.shape
+            return (size[0] if size else 1), -1
+        held = batch if kind is dict else _mapped(batch)
+        if held is not None:
+            ids: Any = dict.get(held, "input_ids")
+            if type(ids) is tensor and ids.ndim:
+                return ids.shape[0], ids.numel()
+            return _shared(dict.values(held), tensor)[0], -1
+        if kind is torch.nn.utils.rnn.PackedSequence:
+            return _packed(*parts(batch)), -1
+        held = parts(batch)
+        return (-1, -1) if held is None else _shape(held, tensor)
+    except RuntimeError:  # a nested tensor has no shape
+        return -1, -1
+
+
+def _shape(held: Any, tensor: Any) -> tuple[int, int]:
+    samples, first, second, size = _shared(held, tensor)
+    if first is None:
+        return _zipped(held, tensor), -1
+    if len(size) == 2:
+        pair = second is not None and second.shape == size
+        if pair and not first.is_floating_point() and not second.is_floating_point():
+            return samples, first.numel()
+    elif len(size) == 3 and size[0] in _CHANNELS and all(type(t) is tensor and t.ndim == 3 for t in held):
+        return -1, -1
+    return samples, -1
+
+
+def _shared(held: Any, tensor: Any) -> tuple[int, Any, Any, Any]:
+    """The leading dimension of all tensors that have one; the first two of them, and the first one's shape."""
+    samples, first, second, size = -1, None, None, None
+    for thing in held:
+        if type(thing) is tensor:
+            own = thing.shape
+            if not own:
+                continue
+            if first is None:
+                first, size, samples = thing, own, own[0]
+            else:
+                if second is None:
+                    second = thing
+                if own[0] != samples:
+                    return -1, first, second, size
+    return samples, first, second, size
+
+
+def _mapped(batch: Any) -> Any:
+    """The dict that a batch is, or that a `UserDict` keeps; None of anything else."""
+    kind = type(batch)
+    if issubclass(kind, dict):
+        return batch
+    if type.__subclasscheck__(UserDict, kind):  # an ABC's own would ask the class
+        kept = object.__getattribute__(batch, "__dict__").get("data")
+        return kept if issubclass(type(kept), dict) else None
+    return None
+
+
+def _packed(_data: Any, sizes: Any, order: Any = None, *_: Any) -> int:
+    """How many sequences a PackedSequence holds: those that are longer than nothing."""
+    if order is not None:
+        return int(order.shape[0])
+    with sys.modules["torch"]._C._DisableTorchDispatch():
+        return int(sizes[0])
+
+
+def _zipped(held: Any, tensor: Any) -> int:
+    """How many rows `zip()` made tuples of; one of these holds what is no batch."""
+    if type(held) is not tuple or len(held) < 2 or any(type(part) is not tuple for part in held):
+        return -1
+    if any(len(part) != len(held[0]) for part in held):
+        return -1
+    if all(any(type(thing) is tensor and thing.ndim for thing in part) for part in held):
+        return -1
+    return len(held[0]) or -1

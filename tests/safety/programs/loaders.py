@@ -7,7 +7,7 @@ import random
 
 import torch
 from cases import case, digest, main, said
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     ChainDataset,
@@ -183,6 +183,42 @@ def own_iterators():
                 yield batch["x"] * 2
 
     return [all_of(Loader(Numbers(), batch_size=4)), all_of(Around(Numbers(), batch_size=4, num_workers=1))]
+
+
+@case
+def batches_that_tell():
+    """Batches whose class says who asked it for what."""
+    asked = []
+
+    def telling(base, *names):
+        def method(name):
+            def tell(self, *args):
+                asked.append([base.__name__, name])
+                return getattr(base, name)(self, *args)
+
+            return tell
+
+        return type(f"Telling{base.__name__}", (base,), {name: method(name) for name in names})
+
+    of_dicts = ("get", "values", "items", "keys", "__iter__", "__getitem__", "__len__", "__contains__")
+    of_lists = ("__iter__", "__getitem__", "__len__", "__getattribute__")
+    kinds = [telling(dict, *of_dicts, "__getattribute__"), telling(collections.UserDict, *of_dicts)]
+    rows = [telling(list, *of_lists), telling(tuple, *of_lists), telling(Tensor, "__len__", "numel", "size")]
+
+    class Proxy:
+        @property
+        def __class__(self):
+            asked.append("class")
+            return tuple
+
+    makers = [lambda items, kind=kind: kind({"x": torch.stack(items)}) for kind in kinds]
+    makers += [lambda items, kind=kind: kind([torch.stack(items)]) for kind in rows[:2]]
+    makers += [lambda items: torch.stack(items).as_subclass(rows[2]), lambda items: Proxy()]
+    for make in makers:
+        asked.append("next")
+        for _ in DataLoader(torch.ones(4, 3), batch_size=2, collate_fn=make):
+            pass
+    return asked
 
 
 @case

@@ -9,6 +9,7 @@ from cases import case, digest, main, nameless
 from torch import fx, nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(nn.Module):
@@ -374,6 +375,18 @@ def modes():
                     loss.backward()
                     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
+            found[f"{mode.__name__} {name}"] = watching.seen
+        loaders = {
+            "tensors": DataLoader(torch.ones(4, 2), batch_size=2),
+            "pairs": DataLoader(TensorDataset(torch.ones(4, 2).long(), torch.ones(4, 2).long()), batch_size=2),
+            "dicts": DataLoader([{"input_ids": torch.ones(2)}] * 4, batch_size=2),
+            "packed": DataLoader([torch.ones(2, 1)] * 4, batch_size=2, collate_fn=nn.utils.rnn.pack_sequence),
+        }
+        for name, loader in loaders.items():
+            watching = mode()
+            with watching:
+                for _ in loader:
+                    pass
             found[f"{mode.__name__} {name}"] = watching.seen
     return found
 
