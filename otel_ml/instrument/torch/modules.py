@@ -24,6 +24,8 @@ from otel_ml.errors import guard
 from otel_ml.instrument.torch.hidden import hide, hide_deep, tracing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from otel_ml.instrument.patching import Patches
 
 __all__ = ["Roots"]
@@ -176,7 +178,7 @@ class Roots:
             if key in self.window or (key in roots.numbers and type(module) in self.classes):
                 known = True
             else:
-                known = next(iter(module.parameters()), None) is not None
+                known = next(_parameters(module), None) is not None
                 if known:
                     self.window[key] = type(module)
                     self.quiet = 0
@@ -190,14 +192,15 @@ class Roots:
     def _describe(self, module: Any) -> None:
         number = roots.number(module)
         trainable = frozen = 0
+        base = self.torch._C.TensorBase
         with self.torch._C.DisableTorchFunction():  # whoever watches calls with a mode does not see ours
-            for parameter in module.parameters():
-                count = 0 if self.torch.nn.parameter.is_lazy(parameter) else parameter.numel()
-                if parameter.requires_grad:
+            for parameter in _parameters(module):
+                count = 0 if self.torch.nn.parameter.is_lazy(parameter) else base.numel(parameter)
+                if base.requires_grad.__get__(parameter):
                     trainable += count
                 else:
                     frozen += count
-        inner = getattr(module, "_orig_mod", None)
+        inner = dict(_held(module, "_modules")).get("_orig_mod")
         name = type(inner if inner is not None else module).__name__
         roots.facts[number].update(name=name, trainable=trainable, frozen=frozen)
 
@@ -305,6 +308,28 @@ class Roots:
             slot = vars(module).get(SLOT)
             if getattr(slot, "__module__", None) == __name__:
                 vars(module)[SLOT] = slot.__wrapped__
+
+
+def _held(module: Any, kind: str) -> list[tuple[str, Any]]:
+    """What a module has registered, by name, whatever its class has put over torch's own ways to ask."""
+    held = object.__getattribute__(module, "__dict__").get(kind, ())
+    return list(dict.items(held) if issubclass(type(held), dict) else held.items() if held else ())  # a script's own
+
+
+def _parameters(module: Any) -> Iterator[Any]:
+    """Each parameter of a module and of those in it, once."""
+    met: set[int] = set()
+    modules = [module]
+    while modules:
+        one = modules.pop()
+        if one is None or id(one) in met:
+            continue
+        met.add(id(one))
+        for _, parameter in _held(one, "_parameters"):
+            if parameter is not None and id(parameter) not in met:
+                met.add(id(parameter))
+                yield parameter
+        modules.extend(child for _, child in _held(one, "_modules"))
 
 
 def _inside_a_module() -> bool:

@@ -203,6 +203,58 @@ def mixed_in():
 
 
 @case
+def own_ways_to_ask():
+    """What torch asks a module for is the program's own: it tells who asks, is a list, or raises."""
+    asked = []
+
+    class Telling(Net):
+        def named_parameters(self, *args, **kwargs):
+            asked.append("named_parameters")
+            return super().named_parameters(*args, **kwargs)
+
+        def parameters(self, recurse=True):
+            asked.append("parameters")
+            return super().parameters(recurse)
+
+        def named_modules(self, *args, **kwargs):
+            asked.append("named_modules")
+            return super().named_modules(*args, **kwargs)
+
+        def __getattr__(self, name):
+            asked.append(name)
+            return super().__getattr__(name)
+
+    class Listed(Net):
+        def __init__(self):
+            super().__init__()
+            self.parameters = [self.head.weight]
+
+    class Refusing(Net):
+        def parameters(self):
+            raise NotImplementedError("use trainable()")
+
+    class Weight(nn.Parameter):
+        def numel(self):
+            asked.append("numel")
+            return super().numel()
+
+    class Weighted(Net):
+        def __init__(self):
+            super().__init__()
+            self.weight = Weight(torch.ones(1))
+
+    for kind in (Telling, Listed, Refusing, Weighted):
+        model = kind()
+        optimizer = sgd([model.hidden.weight])
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+        asked.append(digest(model.state_dict()))
+    return asked
+
+
+@case
 def own_train_and_eval():
     class Frozen(Net):
         def train(self, mode=True):
