@@ -18,7 +18,7 @@ from otel_ml.core.recorder import BACKWARD, OPEN
 from otel_ml.errors import guard, swallow
 from otel_ml.instrument.patching import takes
 from otel_ml.instrument.torch.hidden import hide, hide_deep
-from otel_ml.instrument.torch.values import scalar
+from otel_ml.instrument.torch.values import parts, scalar
 
 if TYPE_CHECKING:
     from otel_ml.instrument.patching import Patches
@@ -112,10 +112,11 @@ def install_engine(torch: Any, patches: Patches) -> None:
 def _read(given: Any) -> float | None:
     """The sum of the scalars that backward is given; None where one of them is not on the host."""
     try:
-        if isinstance(given, (tuple, list)):
-            parts = [scalar(t) for t in given]
-            return sum(p for p in parts if p is not None) if None not in parts else None
-        return scalar(given)
+        held = parts(given)
+        if held is None:
+            return scalar(given)
+        losses = [scalar(t) for t in held]
+        return sum(loss for loss in losses if loss is not None) if None not in losses else None
     except Exception:  # noqa: BLE001 - the law: never break the program
         swallow("reading the loss")
         return None

@@ -17,18 +17,28 @@ _CHANNELS = frozenset({1, 3, 4})  # of images
 def scalar(value: Any) -> float | None:
     """The value of a one-element CPU tensor, exactly; None for what is not ready on the host."""
     torch = sys.modules["torch"]
-    if type(value) is not torch.Tensor:
-        return float(value) if type(value) in (float, int) else None
     c = torch._C
-    if c._len_torch_dispatch_stack() or c._len_torch_function_stack():
-        with c._DisableTorchDispatch(), c.DisableTorchFunction():
-            return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+    plain = type(value) is torch.Tensor
+    if not plain:
+        if type(value) in (float, int):
+            return float(value)
+        if not issubclass(type(value), torch.Tensor) or _dispatches(value):
+            return None
     try:
-        return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+        if plain and not c._len_torch_dispatch_stack() and not c._len_torch_function_stack():
+            return float(value.item()) if value.is_cpu and value.numel() == 1 else None
+        base = c.TensorBase  # whose methods are nobody's own
+        with c._DisableTorchDispatch(), c.DisableTorchFunction():
+            return float(base.item(value)) if base.is_cpu.__get__(value) and base.numel(value) == 1 else None
     except RuntimeError:
         if c._functorch.maybe_current_level() is None:
             raise
         return None  # inside vmap a tensor stands for many values
+
+
+def _dispatches(value: Any) -> bool:
+    """Whether a tensor's class has operators of its own: it may have no value where others have theirs."""
+    return type(value).__torch_dispatch__ is not sys.modules["torch"]._C._disabled_torch_dispatch_impl
 
 
 class _OnDevice(Deferred):
@@ -65,12 +75,17 @@ class _OnDevice(Deferred):
 def recorded(value: Any) -> float | Deferred | None:
     """A scalar that the program records: at once from the host, from a device later; None where it is none."""
     torch = sys.modules["torch"]
-    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+    c, base = torch._C, torch._C.TensorBase
+    if not issubclass(type(value), torch.Tensor):
         return None
-    tensor = value.detach()
-    if tensor.is_cpu:
-        return scalar(tensor.as_subclass(torch.Tensor))
-    return _OnDevice(tensor)
+    if type(value) is torch.Tensor and not c._len_torch_function_stack():
+        tensor = value.detach() if value.numel() == 1 else None
+    else:
+        with c.DisableTorchFunction():
+            tensor = base.as_subclass(base.detach(value), torch.Tensor) if base.numel(value) == 1 else None
+    if tensor is None:
+        return None
+    return scalar(tensor) if tensor.is_cpu else _OnDevice(tensor)
 
 
 def parts(batch: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import otel_ml
 from otel_ml import names
 from otel_ml.core.context import recorders
+from otel_ml.instrument.torch.values import scalar
 from otel_ml.testing import Captured, FakeClock, capture
 
 if TYPE_CHECKING:
@@ -365,6 +366,10 @@ def test_values_are_the_programs() -> None:
     assert [tuple(row[key] for key in keys) for row in seen.steps()] == printed
 
 
+class Marked(torch.Tensor):
+    """A tensor of a class of its own, with functions as all have them."""
+
+
 KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "single": lambda mean: mean,
     "double": torch.Tensor.double,
@@ -372,6 +377,8 @@ KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "negated": lambda mean: torch.complex(mean, mean).conj().imag,  # a view whose bytes have the other sign
     "shared": torch._lazy_clone,
     "one in a row": lambda mean: mean.reshape(1),
+    "of a class": lambda mean: mean.as_subclass(Marked),
+    "a parameter": lambda mean: nn.Parameter(mean.detach()),
     "inside": lambda mean: torch.stack([mean * 0, mean])[1],
 }
 
@@ -404,6 +411,22 @@ def test_no_value_is_read_where_there_is_none() -> None:
         assert torch.vmap(of)(torch.ones(2)).tolist() == [2, 2]
         assert torch.func.grad(of)(torch.ones(())).item() == 2
         assert torch.func.functionalize(of)(torch.ones(())).item() == 2
+
+
+def test_a_value_that_only_its_class_can_tell_is_not_read() -> None:
+    """A tensor whose class has operators of its own is asked for nothing, as a loss or as a rate."""
+    asked = []
+
+    class Own(torch.Tensor):
+        """Has operators of its own."""
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+            asked.append(func)
+            raise NotImplementedError
+
+    assert scalar(torch.Tensor._make_subclass(Own, torch.tensor(1.0))) is None
+    assert asked == []
 
 
 def test_tokens_are_counted_where_they_are_whole_numbers() -> None:

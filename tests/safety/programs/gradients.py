@@ -363,4 +363,38 @@ def graph_of_a_loss():
     return [nodes, nameless(loss), loss.is_leaf, loss._version]
 
 
+@case
+def losses_that_tell():
+    """A loss whose class sees every function and has methods of its own, and a list of such that tells who reads it."""
+    asked = []
+
+    class Telling(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            asked.append(getattr(func, "__name__", str(func)))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+        def item(self):
+            asked.append("item")
+            return super().item()
+
+    class Losses(list):
+        def __iter__(self):
+            asked.append("iter")
+            return super().__iter__()
+
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for kind in ("one", "several"):
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 4).as_subclass(Telling)).square().mean()
+            if kind == "one":
+                loss.backward()
+            else:
+                torch.autograd.backward(Losses([loss, loss * 2]))
+            optimizer.step()
+    return [asked, digest(model.state_dict())]
+
+
 main()
