@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
+import weakref
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +107,41 @@ def test_names_that_still_hold_what_was_replaced() -> None:
     patches.set(module, "save", sorted)
     patches.set(module, "extra", sorted)
     assert patches.kept_in({"read": len, "write": sorted, "nothing": None, "number": 3}) == ["read"]
+
+
+def test_a_class_dies_with_what_its_methods_hold() -> None:
+    """What was replaced on a class is kept by that class alone, and given back to the classes that live."""
+    patches = Patches()
+
+    def made() -> type:
+        class Own(Base):
+            def call(self) -> str:
+                return f"own {super().call()}"
+
+        return Own
+
+    def around(original: Any) -> Any:
+        @functools.wraps(original)
+        def call(self: Base) -> str:
+            return f"around {original(self)}"
+
+        return call
+
+    one, other = made(), made()
+    before = vars(other)["call"]
+    for owner in (one, other):
+        patches.set(owner, "call", around(vars(owner)["call"]))
+        patches.set(owner, "extra", ours)
+    assert (one().call(), patches.holds(one, "call"), patches.holds(one, "more")) == ("around own base", True, False)
+    gone = weakref.ref(one)
+    del one, owner
+    gc.collect()
+    assert gone() is None
+    patches.set(other, "nothing", None)
+    assert vars(other)["nothing"] is None
+    patches.undo()
+    assert vars(other)["call"] is before
+    assert not {"extra", "nothing"} & set(vars(other))
 
 
 def test_what_a_framework_registered_is_removed_too() -> None:

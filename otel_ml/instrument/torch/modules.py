@@ -86,8 +86,9 @@ class Roots:
         self.armed = False
         self.armings = 0
         self.quiet = 0
-        self.classes: dict[type, Any] = {}
-        self.window: dict[int, Any] = {}
+        # By identity, and weakly: a class, and what it closes over, may be gone tomorrow.
+        self.classes: dict[int, tuple[weakref.ref[type], Any]] = {}
+        self.window: dict[int, weakref.ref[type]] = {}
         self.compiled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.call = self._make_call()
         self.discover = RootSlot(self._make_discover())
@@ -175,12 +176,12 @@ class Roots:
             if tracing() or self.torch.compiler.is_compiling():
                 return False
             key = id(module)
-            if key in self.window or (key in roots.numbers and type(module) in self.classes):
+            if key in roots.numbers and (key in self.window or self._slotted(type(module))):
                 known = True
             else:
                 known = next(_parameters(module), None) is not None
                 if known:
-                    self.window[key] = type(module)
+                    self.window[key] = weakref.ref(type(module))
                     self.quiet = 0
                     self._describe(module)
             self.quiet += 1
@@ -214,7 +215,7 @@ class Roots:
         self.armings += 1
         self.quiet = 0
         self.window = {}
-        for cls in self.classes:
+        for cls, _ in self._alive():
             self.patches.remove(cls, SLOT)
         self.patches.set(self.module, SLOT, self.discover)
         self.armed = True
@@ -225,12 +226,25 @@ class Roots:
         self.armed = False
         self.patches.remove(self.module, SLOT)
         many = len(self.window) > _MANY
-        for cls in self.window.values():
-            shared = cls.__module__.split(".")[0] == "torch"
-            if cls not in self.classes and not (many and shared):
-                self.classes[cls] = _slot(self.call, shared=shared)
-        for cls, slot in self.classes.items():
+        for reference in self.window.values():
+            met = reference()
+            if met is None or self._slotted(met):
+                continue
+            shared = met.__module__.split(".")[0] == "torch"
+            if not (many and shared):
+                self.classes[id(met)] = reference, _slot(self.call, shared=shared)
+        for cls, slot in self._alive():
             self.patches.set(cls, SLOT, slot)
+
+    def _slotted(self, cls: type) -> bool:
+        known = self.classes.get(id(cls))
+        return known is not None and known[0]() is cls
+
+    def _alive(self) -> list[tuple[type, Any]]:
+        """The classes that have a slot, without those that are gone."""
+        alive = [(reference(), reference, slot) for reference, slot in self.classes.values()]
+        self.classes = {id(cls): (reference, slot) for cls, reference, slot in alive if cls is not None}
+        return [(cls, slot) for cls, _, slot in alive if cls is not None]
 
     def install(self) -> None:
         """Arm for the program's first calls, and see to `Module.compile()` and composites."""

@@ -36,7 +36,6 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
     hide_deep(_number)
     hide_deep(_rates)
     base = torch.optim.Optimizer
-    wrapped: set[type] = set()
 
     def wrap(original: Any) -> Any:
         if _native is not None:
@@ -95,8 +94,7 @@ def install(torch: Any, patches: Patches, built: Any) -> None:
     def adopt(cls: type) -> None:
         for owner in cls.__mro__:
             own = vars(owner).get("step")
-            if own is not None and owner is not base and owner not in wrapped and issubclass(owner, base):
-                wrapped.add(owner)
+            if own is not None and owner is not base and not patches.holds(owner, "step") and issubclass(owner, base):
                 patches.set(owner, "step", wrap(own))
 
     original_patch = base._patch_step_function

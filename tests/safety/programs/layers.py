@@ -466,6 +466,39 @@ def lifetimes():
 
 
 @case
+def lifetimes_of_classes():
+    """A model's and an optimizer's class, made for one trial, die with all that they close over."""
+    alive = []
+
+    def trial():
+        data = torch.ones(3)
+
+        class Trial(Net):
+            def forward(self, x):
+                return super().forward(x) + data.mean()
+
+        class Own(torch.optim.SGD):
+            def step(self, closure=None):
+                data.add_(0)
+                return super().step(closure)
+
+        model = Trial()
+        optimizer = Own(model.parameters(), lr=0.1)
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+        alive.extend(weakref.ref(thing) for thing in (data, Trial, Own))
+
+    found = []
+    for _ in range(3):
+        trial()
+        gc.collect()
+        found.append([ref() is not None for ref in alive])
+    return found
+
+
+@case
 def data_parallel():
     model = nn.DataParallel(Net())
     found = [train(model, sgd, floats(4, 4)), type(model.module).__name__, sorted(model.state_dict())]
