@@ -126,22 +126,25 @@ class Calls:
         if inner is None:
             return None  # an anonymous one of an eager derivative's, made at each call: not to be remembered
         function = None
-        if not is_library(inner):
-            function = self.functions.get(id(inner))
-            if function is None:  # compiled before we were here; what JAX has cached tells all
-                pjit = self.jax._src.pjit
-                p, _ = getattr(pjit._infer_params, "__wrapped__", pjit._infer_params)(
-                    inner, jitted._jit_info, args, kwargs
-                )
-                function = self.meet(inner, p, None)
-        self.known[id(jitted)] = function
-        weakref.finalize(jitted, self.known.pop, id(jitted), None).atexit = False
+        try:
+            if not is_library(inner):
+                function = self.functions.get(id(inner))
+                if function is None:  # compiled before we were here; what JAX has cached tells all
+                    pjit = self.jax._src.pjit
+                    infer = getattr(pjit._infer_params, "__wrapped__", pjit._infer_params)
+                    p, _ = infer(inner, jitted._jit_info, args, kwargs)
+                    function = self.meet(inner, p, None)
+                elif function.number < 0:
+                    function = None
+        finally:  # also where it could not be read: that is tried once
+            self.known[id(jitted)] = function
+            weakref.finalize(jitted, self.known.pop, id(jitted), None).atexit = False
         return function
 
     # --- functions -------------------------------------------------------------------
 
     def meet(self, inner: Any, p: Any, sign: Callable[[], Signature] | None) -> Function | None:
-        """Get to know a function by a traced form of it; None for a library's.
+        """Get to know a function by a traced form of it; None for a library's, and for what could not be read.
 
         `sign` tells what a call that was traced just now was traced for.
         """
@@ -154,13 +157,15 @@ class Calls:
                 weakref.finalize(inner, self._end, id(inner)).atexit = False
         closed = p.params["jaxpr"]
         if id(closed) not in function.seen:
-            self._read(function, inner, p)
-            function.seen[id(closed)] = _weakly(closed, functools.partial(function.seen.pop, id(closed), None))
+            try:
+                self._read(function, inner, p)
+            finally:  # what could not be read once cannot be read
+                function.seen[id(closed)] = _weakly(closed, functools.partial(function.seen.pop, id(closed), None))
             if sign is not None:
                 before, function.last = function.last, sign()
                 if before is not None:
                     miss.reason = differences(before, function.last)
-        return function
+        return function if function.number >= 0 else None
 
     def _end(self, key: int) -> None:
         function = self.functions.pop(key, None)
@@ -209,7 +214,7 @@ class Calls:
         """A call raised: of a function that is known and does not train, it is one that served and failed."""
         with guard("a jitted call that failed"):
             function = self.functions.get(id(fun))
-            if function is not None and function.code == DEVICE_CALL:
+            if function is not None and function.number >= 0 and function.code == DEVICE_CALL:
                 recorder, end = recorders.mine(), now()
                 recorder.edge()
                 recorder.record(DEVICE_CALL, end if start is None else start, end, function.number, FAILED)

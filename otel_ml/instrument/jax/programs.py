@@ -85,7 +85,7 @@ def read(jax: Any, p: Any, gradients: list[Shapes], *, devices: bool) -> Program
         picks=tuple(_picks(jax, p, jaxpr, derived, devices=devices)),
         packed=packed,
         batch=batch,
-        parameters=_parameters(p, given, backs if not updates_inside else None, devices=devices),
+        parameters=_parameters(jax, p, given, backs if not updates_inside else None, devices=devices),
     )
     if not updates_inside:
         program.gradients = shapes_of(backs)
@@ -289,7 +289,7 @@ def _is_key(jax: Any, aval: Any) -> bool:
     )
 
 
-def _parameters(p: Any, given: Shapes, gradients: list[Any] | None, *, devices: bool) -> int | None:
+def _parameters(jax: Any, p: Any, given: Shapes, gradients: list[Any] | None, *, devices: bool) -> int | None:
     """How many weights are trained: of the gradients, else of what is called params or model; None if unknown."""
 
     def count(avals: list[Any]) -> int:
@@ -299,7 +299,9 @@ def _parameters(p: Any, given: Shapes, gradients: list[Any] | None, *, devices: 
         return count(gradients)
     roots = _state_roots(p, given)
     floating = [
-        (n, a) for n, a in zip(p.arg_names, p.in_avals, strict=False) if _root(n) in roots and a.dtype.kind in "fV"
+        (n, a)
+        for n, a in zip(p.arg_names, p.in_avals, strict=False)
+        if _root(n) in roots and jax.numpy.issubdtype(a.dtype, jax.numpy.floating)
     ]
     named = [a for n, a in floating if _WEIGHTS.search(n.partition("opt")[0])]
     return count(named) or None

@@ -145,6 +145,94 @@ def test_one_call_is_one_step(way: Callable[[], Callable[..., Any]]) -> None:
     assert [row["ml.step.number"] for row in seen.steps()] == list(range(12))
 
 
+def test_key_in_the_state() -> None:
+    """A random key of JAX's own type is state like any other, and no weight."""
+
+    @jax.jit
+    def train(state: Any, x: Any, y: Any) -> Any:
+        key, mine = jax.random.split(state["key"])
+        noise = jax.random.normal(mine, x.shape)
+        params, loss = step(state["params"], x + noise, y)
+        return {"params": params, "key": key}, loss
+
+    computed = []
+    with capture() as seen:
+        state: Any = {"params": weights(), "key": jax.random.key(0)}
+        for _ in range(5):
+            state, loss = train(state, X, Y)
+            computed.append(float(loss))
+
+    assert counts(seen) == {"steps": 5, "samples": 40, "micro_batches": 5}
+    assert losses(seen) == computed
+    assert [p["value"] for p in seen.metrics if p["name"] == "ml.model.parameters" and p["value"]] == [10]
+
+
+def test_dropout() -> None:
+    """A model of flax nnx with dropout, whose state holds keys, trains and is evaluated as any."""
+    import optax
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+            self.linear = nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.linear(self.dropout(x))
+
+    def loss_of(net: Net, x: Any, y: Any) -> Any:
+        return jnp.mean((net(x) - y) ** 2)
+
+    @nnx.jit
+    def train(net: Net, optimizer: Any, x: Any, y: Any) -> Any:
+        loss, grads = nnx.value_and_grad(loss_of)(net, x, y)
+        optimizer.update(net, grads)
+        return loss
+
+    evaluate = nnx.jit(loss_of)
+    computed = []
+    with capture() as seen:
+        net = Net(nnx.Rngs(0))
+        optimizer = nnx.Optimizer(net, optax.adam(1e-2), wrt=nnx.Param)
+        for _ in range(2):
+            net.train()  # type: ignore[no-untyped-call]
+            for _ in range(4):
+                computed.append(float(train(net, optimizer, X, Y)))  # noqa: PERF401 - one step after the other
+            net.eval()  # type: ignore[no-untyped-call]
+            float(evaluate(net, X, Y))
+
+    assert counts(seen) == {"steps": 8, "samples": 64, "micro_batches": 8, "evaluations": 2}
+    assert losses(seen) == computed
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_what_cannot_be_read(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that we fail to read is not recorded, and fails once: not at each of its calls."""
+    from otel_ml import errors
+    from otel_ml.instrument.jax.programs import read
+
+    train, evaluate, params = jax.jit(step), jax.jit(loss_of), weights()
+    if before:
+        for _ in range(2):
+            evaluate(params, X, Y)
+    with capture() as seen:
+        monkeypatch.setattr(errors, "strict", False)
+        def fails(jax: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
+            if p.params["name"] == "loss_of":
+                raise AttributeError(p)
+            return read(jax, p, *args, **kwargs)
+
+        monkeypatch.setattr("otel_ml.instrument.jax.calls.read", fails)
+        for _ in range(3):
+            params, _ = train(params, X, Y)
+            for _ in range(2):
+                evaluate(params, X, Y)
+        with pytest.raises(TypeError):
+            evaluate(params, X.T, Y)
+
+    assert counts(seen) == {"steps": 3, "samples": 24, "micro_batches": 3, "errors": 1}
+
+
 def test_jitted_before() -> None:
     """A function that was compiled before we came is known by what JAX has cached of it."""
     train, params = jax.jit(step), weights()
