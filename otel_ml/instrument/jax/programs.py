@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Pick", "Program", "read", "shapes_of"]
 
 _DEEP = 12  # equations that a loss may have passed through after its derivative was taken (a mean over devices, …)
+_VISITS = 200_000  # of variables, to learn where outputs come from: a tenth of a second or two
 _MOST_SCALARS = 16
 _LOSS = ("loss", "train_loss", "total_loss", "loss_value")
 _NORMS = ("grad_norm", "gradient_norm", "grad_global_norm", "grads_norm", "gnorm")
@@ -67,22 +68,20 @@ def read(jax: Any, p: Any, gradients: list[Shapes], *, devices: bool) -> Program
     jaxpr = closed.jaxpr
     taken, given = shapes_of(p.in_avals), shapes_of(closed.out_avals)
     state = taken & given
-    if not state or not any(_is_transposed(e) for e in _equations(jax, jaxpr)):
+    if not state or not any(map(_is_transposed, _equations(jax, jaxpr))):
         if any(g and not (g - state) for g in gradients):
             return Program(DEVICE_UPDATE)
         return Program(DEVICE_CALL, packed=_served(closed.out_avals, p.in_avals, devices=devices))
     origins = _Origins(jax)
-    derived = [origins.of(jaxpr, n) for n in range(len(jaxpr.outvars))]
-    backs = [v.aval for n, v in enumerate(jaxpr.outvars) if derived[n] == "gradient" and v.aval.shape]
+    shaped = [(v.aval, origins.of(jaxpr, n)) for n, v in enumerate(jaxpr.outvars) if _shape(v)]
+    backs = [aval for aval, origin in shaped if origin == "gradient"]
     updates_inside = any(
-        derived[n] != "gradient" and (tuple(v.aval.shape), str(v.aval.dtype)) in state
-        for n, v in enumerate(jaxpr.outvars)
-        if v.aval.shape
+        origin != "gradient" and (tuple(aval.shape), str(aval.dtype)) in state for aval, origin in shaped
     )
     packed, batch = _packed(jax, p, given, devices=devices)
     program = Program(
         DEVICE_TRAIN if updates_inside else DEVICE_GRAD,
-        picks=tuple(_picks(jax, p, jaxpr, derived, devices=devices)),
+        picks=tuple(_picks(jax, p, jaxpr, origins, devices=devices)),
         packed=packed,
         batch=batch,
         parameters=_parameters(jax, p, given, backs if not updates_inside else None, devices=devices),
@@ -101,50 +100,77 @@ def _inner(jax: Any, equation: Any) -> list[Any]:
 
 
 def _equations(jax: Any, jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in _inner(jax, equation):
-            yield from _equations(jax, inner)
+    """All of them, those of a jaxpr that several equations share once."""
+    left, met = [jaxpr], {id(jaxpr)}
+    while left:
+        for equation in left.pop().eqns:
+            yield equation
+            new = [inner for inner in _inner(jax, equation) if id(inner) not in met]
+            met.update(map(id, new))
+            left += new
 
 
 def _is_transposed(equation: Any) -> bool:
     return "transpose(" in str(equation.source_info.name_stack)
 
 
-class _Origins:
-    """Where outputs come from."""
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(getattr(variable.aval, "shape", ()))
 
-    def __init__(self, jax: Any) -> None:
+
+class _Origins:
+    """Where outputs come from: "gradient", "value" (of what was differentiated), or "".
+
+    Whatever is found is kept: a jaxpr is met once for each of its outputs, an equation once at each depth. What is
+    still asked for when the budget is spent is not known.
+    """
+
+    def __init__(self, jax: Any, budget: int = _VISITS) -> None:
         self._jax = jax
-        self._producers: dict[int, dict[int, Any]] = {}  # by jaxpr: equations by what they yield
+        self._producers: dict[int, dict[int, tuple[Any, int]]] = {}  # by jaxpr: what yields a variable, at which place
+        self._own: dict[tuple[int, int], str] = {}  # by jaxpr and variable
+        self._behind: dict[tuple[int, int, int], str] = {}  # by jaxpr, equation and depth
+        self._budget = budget
+        self.visits = 0
 
     def of(self, jaxpr: Any, index: int) -> str:
-        """Tell "gradient", "value" (of what was differentiated), or "" for one output of a jaxpr."""
+        """Tell it for one output of a jaxpr."""
+        variable = jaxpr.outvars[index]
+        return self._from(jaxpr, variable, 1 if _shape(variable) else _DEEP)
+
+    def _from(self, jaxpr: Any, variable: Any, deep: int) -> str:
+        self.visits += 1
+        if self.visits > self._budget:
+            return ""
         producers = self._producers.get(id(jaxpr))
         if producers is None:
-            producers = self._producers[id(jaxpr)] = {id(v): e for e in jaxpr.eqns for v in e.outvars}
-        variable = jaxpr.outvars[index]
-        return self._from(variable, producers, 1 if variable.aval.shape else _DEEP)
-
-    def _from(self, variable: Any, producers: dict[int, Any], deep: int) -> str:
-        equation = producers.get(id(variable))
+            producers = self._producers[id(jaxpr)] = {
+                id(v): (e, place) for e in jaxpr.eqns for place, v in enumerate(e.outvars)
+            }
+        equation, place = producers.get(id(variable), (None, 0))
         if equation is None:
             return ""
+        own = self._own.get((id(jaxpr), id(variable)))
+        if own is None:
+            own = self._own[id(jaxpr), id(variable)] = self._of_equation(equation, place)
+        if own or deep <= 1:
+            return own
+        key = id(jaxpr), id(equation), deep
+        behind = self._behind.get(key)
+        if behind is None:
+            found = {self._from(jaxpr, v, deep - 1) for v in equation.invars}
+            behind = self._behind[key] = "gradient" if "gradient" in found else "value" if "value" in found else ""
+        return behind
+
+    def _of_equation(self, equation: Any, place: int) -> str:
+        """What the equation itself, or the jaxpr in it, says of one of its outputs."""
         stack = str(equation.source_info.name_stack)
         if "transpose(" in stack:
             return "gradient"
         if "jvp(" in stack:
             return "value"
-        place = next(n for n, v in enumerate(equation.outvars) if v is variable)
-        for inner in _inner(self._jax, equation):
-            if len(inner.outvars) == len(equation.outvars):
-                found = self.of(inner, place)
-                if found:
-                    return found
-        if deep <= 1:
-            return ""
-        behind = [self._from(v, producers, deep - 1) for v in equation.invars if id(v) in producers]
-        return "gradient" if "gradient" in behind else "value" if "value" in behind else ""
+        inner = (j for j in _inner(self._jax, equation) if len(j.outvars) == len(equation.outvars))
+        return next((found for j in inner if (found := self.of(j, place))), "")
 
 
 # --- what comes out -------------------------------------------------------------------------
@@ -185,7 +211,7 @@ def _getter(jax: Any, path: tuple[Any, ...], index: int) -> Callable[[Any], Any]
     return get
 
 
-def _picks(jax: Any, p: Any, jaxpr: Any, derived: list[str], *, devices: bool) -> Iterator[Pick]:
+def _picks(jax: Any, p: Any, jaxpr: Any, origins: _Origins, *, devices: bool) -> Iterator[Pick]:
     """The floating scalars that come out and are not state: by their names, and the loss if need be by its origin."""
     fed = {
         re.split(r"[.\[]", n)[-1].strip("]'\"") for n, a in zip(p.arg_names, p.in_avals, strict=False) if not a.shape
@@ -205,9 +231,10 @@ def _picks(jax: Any, p: Any, jaxpr: Any, derived: list[str], *, devices: bool) -
         elif name not in fed and len(found) < _MOST_SCALARS:
             found.setdefault(_known_as(name), get)
     if "loss" not in found and unnamed:
-        of_value = [get for index, get in unnamed if derived[index] == "value"]
-        if of_value or len(unnamed) == 1:
-            found["loss"] = of_value[0] if of_value else unnamed[0][1]
+        only = unnamed[0][1] if len(unnamed) == 1 else None
+        loss = only or next((get for index, get in unnamed if origins.of(jaxpr, index) == "value"), None)
+        if loss is not None:
+            found["loss"] = loss
     for name, get in found.items():
         yield Pick(name, get)
 
