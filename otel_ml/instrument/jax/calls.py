@@ -206,7 +206,7 @@ class Calls:
         recorder = recorders.mine()
         if program.code in (DEVICE_TRAIN, DEVICE_UPDATE) and (not self._built or recorder.number):
             self._built = True  # and what is met after whole rounds without it begins something new
-            at = now()
+            at = now() if miss.start is None else miss.start  # its call begins before it is traced and read
             recorder.edge()
             recorder.record(BUILD, at, at, function.number)
 

@@ -43,6 +43,7 @@ def install(calls: Calls, patches: Patches) -> None:
         except Exception:
             if not miss.ahead:
                 calls.failed(fun, miss.start)
+                miss.start = None
             raise
         with guard("a jitted function"):
             if not is_library(fun):

@@ -9,6 +9,7 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import recorders
 from otel_ml.core.recorder import NUMBERED
 from otel_ml.errors import guard
+from otel_ml.instrument.jax.calls import miss
 
 if TYPE_CHECKING:
     from otel_ml.instrument.patching import Patches
@@ -29,7 +30,7 @@ def install(jax: Any, patches: Patches) -> None:
             if isinstance(number, int):
                 recorder = recorders.mine()
                 recorder.numbered(number)
-                at = now()
+                at = now() if miss.start is None else miss.start  # of a call whose own code is being traced
                 recorder.record(NUMBERED, at, at, number)
 
     patches.set(owner, "__init__", __init__)

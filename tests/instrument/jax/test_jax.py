@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +218,7 @@ def test_what_cannot_be_read(before: bool, monkeypatch: pytest.MonkeyPatch) -> N
             evaluate(params, X, Y)
     with capture() as seen:
         monkeypatch.setattr(errors, "strict", False)
+
         def fails(jax: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
             if p.params["name"] == "loss_of":
                 raise AttributeError(p)
@@ -356,6 +358,30 @@ def test_numbered_by_the_program() -> None:
 
     assert [row["ml.step.number"] for row in seen.steps()] == [100, 101, 102, 200]
     assert [s["attributes"]["ml.step.number"] for s in seen.spans if s["name"] == "logging"] == [100, 101, 102, 200]
+
+
+def test_steps_do_not_overlap() -> None:
+    """A step ends before the next one begins, also where that one is of a function that is traced for a while."""
+
+    def other(params: Any, x: Any, y: Any) -> Any:
+        time.sleep(0.3)
+        return step(params, x, y)
+
+    def numbered(params: Any, x: Any, y: Any) -> Any:
+        time.sleep(0.3)
+        with jax.profiler.StepTraceAnnotation("train", step_num=10):
+            return step(params, x, y)
+
+    params = weights()
+    with capture() as seen:
+        for function in (step, other, numbered):
+            train = jax.jit(function)
+            for _ in range(3):
+                params, _ = train(params, X, Y)
+
+    steps = [(s["start_unix_ns"], s["end_unix_ns"]) for s in seen.named("ml.step")]
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(steps))
+    assert len(steps) == 9
 
 
 # --- what is no step ----------------------------------------------------------------------
