@@ -155,7 +155,7 @@ _HEAVY = {
     ),
     "compile": (
         "compile-heavy",
-        "Keep the compiler's cache between runs (TORCHINDUCTOR_CACHE_DIR, JAX_COMPILATION_CACHE_DIR), or compile less.",
+        "Keep the compiler's cache between runs (TORCHINDUCTOR_CACHE_DIR), or compile less.",
     ),
     "checkpoint": (
         "checkpoint-heavy",
@@ -182,6 +182,9 @@ def _heavy(totals: RunTotals) -> Diagnosis | None:
             shapes = "Stop the recompilations: pad inputs to fixed shapes"
             shapes += "." if totals.framework == "jax" else ", or torch.compile(..., dynamic=True)."
             return Diagnosis(verdict, f"{evidence}; {again}.", shapes)
+        if category == "compile" and totals.framework == "jax":
+            jax_s = advice.replace("TORCHINDUCTOR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
+            return Diagnosis(verdict, f"{evidence}.", jax_s)
         return Diagnosis(verdict, f"{evidence}.", advice)
     return None
 

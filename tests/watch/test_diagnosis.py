@@ -151,6 +151,15 @@ def test_a_short_trial_is_not_startup_heavy() -> None:
     assert [diagnose(t).verdict for t in (short, longer)] == ["compute-bound", "startup-heavy"]
 
 
+@pytest.mark.parametrize(
+    ("framework", "variable"), [("torch", "TORCHINDUCTOR_CACHE_DIR"), ("jax", "JAX_COMPILATION_CACHE_DIR")]
+)
+def test_the_cache_to_keep_is_the_framework_s_own(framework: str, variable: str) -> None:
+    """A run that compiles for half its time is told of the cache that its own framework has."""
+    found = diagnose(trained({"forward": 1.0}, time={"compile": 90.0}, framework=framework))
+    assert found.advice == f"Keep the compiler's cache between runs ({variable}), or compile less."
+
+
 def test_recompilations_are_named_as_the_reason() -> None:
     """A run that compiles for half its time because shapes change is told to fix the shapes."""
     found = diagnose(trained({"forward": 1.0}, time={"compile": 90.0}, compiles=31, recompiles=30))
