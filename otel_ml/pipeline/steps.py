@@ -11,8 +11,9 @@ framework: `tests/pipeline/test_steps.py` holds a table for every rule.
   zero_grad or backward is a *candidate*: confirmed when an optimizer of this round takes
   its turn again, discarded when a new one does (a GAN: one step holds one round).
 - Where a compiled function trains (JAX), its call is the turn, and what the program waits for after it belongs to
-  its step. One that only yields gradients is a backward, the one that takes them in is the turn. Others, called
-  between steps, are an evaluation; but one that is called before every step is a part of the step.
+  its step. One that only yields gradients is a backward, the one that takes them in is the turn; where it was called
+  more often than before each of the last two turns, the first of those calls were an evaluation. Others, called
+  between steps, are one too; but one that is called before every step is a part of the step.
 - Events nest by containment: what a later event's interval covers was inside it.
 - What the program says itself comes first: a step or an evaluation that it began holds all until it ends it, with
   the batch that was fetched just before. Its phases take their time from what was inferred there. A value belongs to
@@ -38,6 +39,7 @@ _BACKWARDS = frozenset({r.BACKWARD, r.DEVICE_GRAD})
 _OPENERS = frozenset({r.FETCH, r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS | TURNS
 _CANDIDATES = frozenset({r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS
 _CALLS = frozenset({r.FORWARD, r.FORWARD_NOGRAD, r.DEVICE_CALL})
+_ASIDE = _CALLS | {r.DEVICE_GRAD}
 _SAID = frozenset({
     r.STEP_BEGIN, r.STEP_END, r.EVALUATION_BEGIN, r.EVALUATION_END, r.EPOCH_BEGIN, r.EPOCH_END, r.MARK, r.SCALAR,
 })  # fmt: skip
@@ -77,6 +79,7 @@ class Tracker:
         self._early: list[Call] = []  # of compiled functions, before it is known whether the process trains
         self._called: dict[int, int] = {}  # the step before which a compiled function was last called
         self._of_steps: set[int] = set()  # compiled functions that are called before every step
+        self._differentiated: dict[int, tuple[int, ...]] = {}  # how often a function was, before its last two turns
         self._within: Item | None = None  # what the program itself began
         self._calls_within = self._compiling_within = 0
         self._passed = False
@@ -393,11 +396,32 @@ class Tracker:
             edge = self.items[at].start if at < len(self.items) else item.start
             self._close_at(edge, at)
         self.candidate = None
+        if item.code == r.DEVICE_UPDATE:
+            self._split_gradients()
         if not self.items:
             self._open()
         self._insert(item)
         self.round.add(optimizer)
         self.turners.add(optimizer)
+
+    def _split_gradients(self) -> None:
+        """Put aside the gradients before this turn that are more than there were before each of the last two."""
+        items = self.items
+        begin = next((n for n in range(len(items), 0, -1) if items[n - 1].code in TURNS), 0)
+        which = next((i.a for i in reversed(items[begin:]) if i.code == r.DEVICE_GRAD), None)
+        if which is None:
+            return
+        calls = [n for n in range(begin, len(items)) if items[n].code == r.DEVICE_GRAD and items[n].a == which]
+        before = self._differentiated.get(which, ())
+        self._differentiated[which] = (*before, len(calls))[-2:]
+        if len(before) < 2 or len(calls) <= max(before):
+            return
+        cut = calls[-max(before)]
+        while (last := items[cut - 1]).code == r.FETCH or (last.code == r.DEVICE_CALL and last.a in self._of_steps):
+            cut -= 1  # what the first that stays was given
+        self._put_aside(items[begin:cut])
+        del items[begin:cut]
+        self._flush_evaluation()
 
     def _turned(self) -> bool:
         return bool(self.round)
@@ -472,7 +496,11 @@ class Tracker:
         if not self.trains:
             for item in self.items:
                 self._serve(item)
-        elif any(i.code in (r.FORWARD_NOGRAD, r.DEVICE_CALL) for i in self.items) or self._exhausted():
+        elif self._exhausted() or any(
+            i.code in (r.FORWARD_NOGRAD, r.DEVICE_CALL)
+            or (i.code == r.DEVICE_GRAD and self._differentiated.get(i.a) == (1, 1))
+            for i in self.items
+        ):
             self._put_aside(self.items)
         self.items = []
         self.round = set()
@@ -514,6 +542,9 @@ class Tracker:
 
     def _close_at(self, end: int, at: int, outcome: str = "ok") -> None:
         """Close the step at `end`; items from index `at` on belong to the next."""
+        if at == len(self.items) and self.candidate is not None and self.items[self.candidate].code == r.DEVICE_GRAD:
+            at = self.candidate  # its update is still to come, if one is
+            end = self.items[at].start
         rest = self.items[at:]
         mine = self.items[:at]
         self.items = mine
@@ -574,7 +605,7 @@ def _put(known: _Aside | None, items: list[Item], number: int) -> _Aside:
     found = known.found
     known.parts.append((items[0].start, found.end, found.calls, found.compiling))
     found.end = items[-1].end
-    found.calls += sum(1 for i in items if i.code in _CALLS)
+    found.calls += sum(1 for i in items if i.code in _ASIDE)
     found.functions.update(i.a for i in items if i.code == r.DEVICE_CALL)
     found.compiling += sum(map(compiling, items))
     return known

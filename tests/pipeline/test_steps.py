@@ -259,6 +259,62 @@ def test_closure_called_again() -> None:
     """)
 
     assert [(s.losses, s.micro_batches) for s in found] == [({0: 1.5}, 4)]
+TWICE = "grad 0 4\nupdate 5 9\ngrad 10 14\nupdate 15 19\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (
+            TWICE
+            + "grad 20 21\nwait 22 23\ngrad 24 25\nwait 26 27\n"
+            + "".join(f"grad {n} {n + 4}\nupdate {n + 5} {n + 9}\n" for n in (30, 40, 50))
+            + "grad 60 61",
+            [
+                (0, 10, 1),
+                (10, 20, 1),
+                ("evaluation", 20, 27, 2),
+                (30, 40, 1),
+                (40, 50, 1),
+                (50, 59, 1),
+                ("evaluation", 60, 61, 1),
+            ],
+        ),
+        (
+            TWICE + "fetch 20 21\ngrad 22 23\nfetch 30 31\ngrad 32 34\nupdate 35 39",
+            [(0, 10, 1), (10, 20, 1), ("evaluation", 20, 23, 1), (30, 39, 1)],
+        ),
+        (
+            TWICE + "grad 20 21\nfetch 30 31\ngrad 32 34\nupdate 35 39",
+            [(0, 10, 1), (10, 20, 1), ("evaluation", 20, 21, 1), (30, 39, 1)],
+        ),
+        (
+            "grad 0 1\nupdate 2 3\n"
+            + "".join(f"grad {n} {n + 1}\ngrad {n + 2} {n + 3}\nupdate {n + 4} {n + 5}\n" for n in (10, 20))
+            + "grad 30 31\nupdate 32 33\ngrad 40 41\ngrad 42 43\nupdate 44 45\ngrad 50 51",
+            [(0, 10, 1), (10, 20, 2), (20, 30, 2), (30, 40, 1), (40, 45, 2)],
+        ),
+        (
+            "".join(f"grad {n} {n + 1} 0\nupdate {n + 2} {n + 3} 1\n" for n in (0, 10, 20))
+            + "grad 24 25 2\nupdate 26 27 3\n"
+            + "".join(f"grad {n} {n + 1} 0\nupdate {n + 2} {n + 3} 1\n" for n in (30, 40, 50))
+            + "grad 54 55 2\nupdate 56 57 3\n",
+            [(0, 10, 1), (10, 20, 1), (20, 30, 2), (30, 40, 1), (40, 50, 1), (50, 57, 2)],
+        ),
+    ],
+    ids=["evaluation", "with its own batch", "before the batch", "accumulation", "gan"],
+)
+def test_gradients_of_an_evaluation(table: str, expected: list[Any]) -> None:
+    """A gradient taken more often than before each of the last two updates was evaluated: no micro-batch, no loss."""
+    build = "\n".join(f"build 0 0 {n}" for n in (1, 3))
+    short = [
+        ("evaluation", one.start, one.end, one.calls)
+        if isinstance(one, Evaluation)
+        else (one.start, one.end, one.micro_batches)
+        for one in track(f"{build}\n{table}")
+    ]
+
+    assert short == expected
 
 
 def test_skipped_turn() -> None:

@@ -414,6 +414,24 @@ def test_gradients_beside_a_training() -> None:
     assert counts(seen) == {"steps": 8, "samples": 64, "micro_batches": 8, "evaluations": 2}
 
 
+def test_gradients_of_the_test_set() -> None:
+    """A function that yields gradients and is called on the test set too evaluates there: flax's own MNIST example."""
+    apply, update, computed = jax.jit(jax.value_and_grad(loss_of)), jax.jit(descend), []
+    with capture() as seen:
+        params = weights()
+        for _ in range(3):
+            for n in range(4):
+                loss, grads = apply(params, X + n, Y)
+                params = update(params, grads)
+                computed.append(float(loss))
+            apply(params, X[:2], Y[:2])
+
+    assert counts(seen) == {
+        "steps": 12, "samples": 96, "micro_batches": 12, "evaluations": 3, "recompiles": 1,
+    }  # fmt: skip
+    assert losses(seen) == computed
+
+
 def test_helper_before_every_step() -> None:
     """A compiled function that is called before every step is a part of the step, no evaluation."""
     train, augment = jax.jit(step), jax.jit(lambda x, n: x * (1 + n))
