@@ -30,6 +30,7 @@ _NORMS = ("grad_norm", "gradient_norm", "grad_global_norm", "grads_norm", "gnorm
 _WEIGHTS = re.compile(r"(?:^|[.'\"\[])(?:params|model|weights|theta)(?:$|[.'\"\[\]])")
 _TOKENS = re.compile(r"input_ids|tokens")
 _FIRST = re.compile(r"[.\[]")
+_ALL_IN_ONE = ("dynamic_donate[", "dynamic_nodonate[")
 
 Shapes = Counter[tuple[tuple[int, ...], str]]
 
@@ -249,8 +250,8 @@ def _known_as(name: str) -> str:
 
 
 def _root(name: str) -> str:
-    """The argument that a path begins with."""
-    return _FIRST.split(name)[0]
+    """The argument that a path begins with; each array its own where equinox has put all of them into one."""
+    return name if name.startswith(_ALL_IN_ONE) else _FIRST.split(name)[0]
 
 
 def _state_roots(p: Any, given: Shapes) -> set[str]:

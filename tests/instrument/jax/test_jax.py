@@ -206,6 +206,32 @@ def test_dropout() -> None:
     assert losses(seen) == computed
 
 
+def test_equinox() -> None:
+    """The samples of a step that equinox jits are counted, though it puts model, batch and state into one argument."""
+    import equinox as eqx
+    import optax
+
+    adam = optax.adam(1e-2)
+
+    def loss_of(model: Any, x: Any, y: Any) -> Any:
+        return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+    @eqx.filter_jit
+    def train(model: Any, x: Any, y: Any, state: Any) -> Any:
+        loss, grads = eqx.filter_value_and_grad(loss_of)(model, x, y)
+        updates, state = adam.update(grads, state, model)
+        return loss, eqx.apply_updates(model, updates), state
+
+    with capture() as seen:
+        model: Any = eqx.nn.MLP(4, 2, 16, 1, key=jax.random.PRNGKey(0))
+        state = adam.init(eqx.filter(model, eqx.is_array))
+        for rows in (8, 8, 8, 6):
+            loss, model, state = train(model, X[:rows], Y[:rows], state)
+
+    assert counts(seen) == {"steps": 4, "samples": 30, "micro_batches": 4, "recompiles": 1}
+    assert losses(seen)[-1] == float(loss)
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_what_cannot_be_read(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that we fail to read is not recorded, and fails once: not at each of its calls."""
