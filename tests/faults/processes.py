@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import math
 import os
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
@@ -20,14 +23,27 @@ if TYPE_CHECKING:
 
     from otel_ml.store.runs import Run
 
-__all__ = ["PROGRAMS", "Process", "once", "run", "side_by_side", "stored", "wait_until"]
+__all__ = [
+    "ALL",
+    "PROGRAMS",
+    "Process",
+    "at_best",
+    "missing_s",
+    "once",
+    "run",
+    "side_by_side",
+    "stored",
+    "wait_until",
+    "watched",
+]
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 PROGRAMS = Path(__file__).parent / "programs"
 FIRST = 10  # steps that are traces whatever the rate; later ones are where they took unusually long
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
+ALL = {"OTEL_ML_SHUTDOWN_TIMEOUT": "600"}  # has everything arrive, on a loaded machine as well
 
 
 def once(condition: Callable[[], T | None], what: str) -> T:
@@ -53,6 +69,7 @@ class Process:
             [*launcher, str(path), *arguments],
             cwd=cwd, env=environment(**env), start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+            pipesize=1 << 19,  # what is printed while nobody reads
         )  # fmt: skip
 
     def __enter__(self) -> Process:
@@ -141,3 +158,42 @@ def wait_until(directory: Path, *, steps: int) -> None:
         return found is not None and found.steps >= steps
 
     once(there, f"{steps} steps in {directory}")
+
+
+Looks = list[tuple[int, int]]
+
+
+def watched(directory: Path) -> Looks:
+    """Look at the store of a run that trains for as long as a drain that is far too slow would take for a turn.
+
+    What is there at any moment is what a SIGKILL at that moment would leave: each look is when it began, and the steps.
+    """
+    looks: Looks = []
+    while not looks or looks[-1][0] - looks[0][0] < WATCHED_NS:
+        at, found = time.time_ns(), stored(directory)
+        assert found is not None
+        looks.append((at, found.steps))
+        time.sleep(0.02)
+    return looks
+
+
+WATCHED_NS = 6 * 10**9
+
+
+def missing_s(looks: Looks, made: list[int]) -> list[float]:
+    """How much of what the program had made at each look was not in the store, by the program's own clock.
+
+    `made` has when each step had ended.
+    """
+    return [(made[bisect.bisect(made, at) - 1] - made[steps - 1]) / 1e9 for at, steps in looks]
+
+
+def at_best(killed: Callable[[Path], list[float]], tmp_path: Path) -> float:
+    """What a SIGKILL costs in seconds, by median over all moments; a machine that starves the drain is asked again."""
+    costs: list[float] = []
+    while len(costs) < TRIES and min(costs, default=math.inf) > 1:
+        costs.append(statistics.median(killed(tmp_path / f"runs{len(costs)}")))
+    return min(costs)
+
+
+TRIES = 3

@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from tests.e2e.launching import LAUNCHERS, RUN, recorded, step_records, totals
-from tests.faults.processes import Process, run, side_by_side, wait_until
+from tests.faults.processes import Process, at_best, missing_s, run, side_by_side, wait_until, watched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,20 +31,24 @@ def test_leaving_while_the_device_computes(tmp_path: Path) -> None:
 
 def test_killed(tmp_path: Path) -> None:
     """SIGKILL costs at most the last second, losses included."""
-    runs = tmp_path / "runs"
-    with Process(RUN, "compiled.py", "endless", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
-        pid = int(program.until("READY")[0])
-        wait_until(runs, steps=200)
-        os.kill(pid, signal.SIGKILL)
-        outcome = program.end()
 
-    made = [line.split()[1:] for line in outcome.stdout.splitlines() if line.startswith("step ")]
-    died = int(made[-1][2])
-    sure = [float(loss) for _, loss, at in made if int(at) < died - 1_000_000_000]
-    rows = step_records(runs)
-    assert outcome.code == -signal.SIGKILL
-    assert len(sure) <= len(rows) <= len(made)
-    assert [row["ml.training.loss"] for row in rows[: len(sure)]] == sure
+    def killed(runs: Path) -> list[float]:
+        with Process(RUN, "compiled.py", "endless", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
+            pid = int(program.until("READY")[0])
+            wait_until(runs, steps=200)
+            looks = watched(runs)
+            os.kill(pid, signal.SIGKILL)
+            outcome = program.end()
+
+        made = [line.split()[1:] for line in outcome.stdout.splitlines() if line.startswith("step ")]
+        losses = [float(loss) for _, loss, _ in made]
+        kept = [row["ml.training.loss"] for row in step_records(runs)]
+        assert outcome.code == -signal.SIGKILL
+        assert looks[-1][1] <= len(kept) <= len(made)
+        assert kept == losses[: len(kept)]
+        return missing_s(looks, [int(at) for _, _, at in made])
+
+    assert at_best(killed, tmp_path) <= 1
 
 
 def test_raising(tmp_path: Path) -> None:

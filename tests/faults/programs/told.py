@@ -1,13 +1,12 @@
 """Trains, says READY, and does what it is told on stdin: each line is a word and perhaps a number.
 
-train N, busy (one multiplication of many seconds), _exit, segfault, abort, raise, exit
+train N, busy (a C call that never ends), _exit, segfault, abort, raise, exit
 """
 
 import ctypes
 import os
 import sys
 
-import torch
 from tiny import Tiny
 
 tiny = Tiny()
@@ -18,9 +17,10 @@ for line in sys.stdin:
     if word == "train":
         tiny.train(int(number))
     elif word == "busy":
-        huge = torch.zeros(10_000, 10_000)
+        library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+        library.pthread_mutex_lock(mutex)
         print("BUSY", flush=True)
-        print("finished", (huge @ huge)[0, 0].item(), flush=True)
+        library.pthread_mutex_lock(mutex)  # no signal interrupts it, and the interpreter's lock is held meanwhile
     elif word == "_exit":
         os._exit(int(number))
     elif word == "segfault":

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,8 @@ print("on stderr", file=sys.stderr)
 ctypes.CDLL(None).puts(b"from C")
 ctypes.CDLL(None).fflush(None)
 subprocess.run([sys.executable, "-c", "import sys; print('a child'); print('its error', file=sys.stderr)"], check=True)
-print([name for name in ("SIGINT", "SIGTERM") if name], sys.argv[1:], __name__, sys.flags.optimize, len(sys.path) > 0)
+print({number: str(signal.getsignal(number)) for number in sorted(signal.valid_signals())})
+print(sys.argv[1:], __name__, sys.flags.optimize, len(sys.path) > 0)
 
 logging.warning("before anything is configured")
 logging.getLogger("mine").error("a logger with no handler")
