@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.e2e.launching import INSTRUMENT, PLAIN, RUN, recorded, step_records
 from tests.export.far import Far
-from tests.faults.processes import FIRST, PROGRAMS, Process, once, run, side_by_side
+from tests.faults.processes import ALL, FIRST, PROGRAMS, Process, once, run, side_by_side
 from tests.faults.receiver import BEHAVIOURS, Receiver
 
 if TYPE_CHECKING:
@@ -96,6 +97,36 @@ def test_exit_waits_as_long_as_it_is_told(plain: Outcome, tmp_path: Path) -> Non
     assert whole(tmp_path / "runs") == WHOLE
 
 
+def test_exit_takes_no_longer(tmp_path: Path) -> None:
+    """Where an endpoint never answers, the exit waits as long as it is told, five seconds untold, and no longer."""
+
+    def work(way: str) -> float:
+        own = tmp_path / way
+        own.mkdir()
+        environ = PATIENT | BOUNDS[way] | {"OTEL_ML_SUMMARY": "0", "OTEL_ML_DIR": str(own / "runs")}
+        with Receiver("stalled") as receiver:
+            environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.endpoint
+            with Process(INSTRUMENT, "leaving.py", way, cwd=own, **environ) as program:
+                program.until("LEAVING")
+                left = time.monotonic()
+                assert program.end().code == (way == "fail")
+                return time.monotonic() - left
+
+    took = side_by_side(work, BOUNDS, at_once=4)
+
+    # What comes to each bound, the interpreter's own end and what a loaded machine adds, is as long for all of them.
+    assert 2 * max(took["short"], took["fail"]) < took["long"]
+    assert took["short"] < took["untold"] < took["long"]
+
+
+BOUNDS: dict[str, dict[str, str]] = {
+    "short": {"OTEL_ML_SHUTDOWN_TIMEOUT": "1"},
+    "fail": {"OTEL_ML_SHUTDOWN_TIMEOUT": "1"},  # by an exception
+    "untold": {},
+    "long": {"OTEL_ML_SHUTDOWN_TIMEOUT": "9"},
+}
+
+
 def test_exception_with_a_dead_endpoint(plain: Outcome, tmp_path: Path) -> None:
     """An exception's traceback and exit code pass through where nobody listens, and it is told of in the store."""
     with Receiver("dead") as receiver:
@@ -117,7 +148,7 @@ def test_one_record_is_refused(tmp_path: Path) -> None:
         return (400, {}, b"not that one") if f"made {STEPS}" in bodies else (200, {}, b"")
 
     with Far(answer) as far:
-        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": far.endpoint, "OTEL_ML_DIR": str(tmp_path / "runs")}
+        environ = ALL | {"OTEL_EXPORTER_OTLP_ENDPOINT": far.endpoint, "OTEL_ML_DIR": str(tmp_path / "runs")}
         with Process(RUN, "gated.py", cwd=tmp_path, **environ) as program:
             program.say(str(STEPS))
             program.until("MADE")

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.e2e.launching import INSTRUMENT, PLAIN, RUN, recorded, step_records, totals
-from tests.faults.processes import run, side_by_side
+from tests.faults.processes import ALL, run, side_by_side
 from tests.faults.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def test_errors_of_ours(tmp_path: Path) -> None:
 def test_careless_handlers(tmp_path: Path) -> None:
     """A handler that logs, one that raises and a stderr that is a logger do as they did, and each record comes once."""
     with Receiver() as receiver:
-        plain, ours = pair("handlers.py", cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+        plain, ours = pair("handlers.py", cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, **ALL)
 
         assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
         expected = {"words": 5, "heard stderr": 5}
@@ -129,7 +129,7 @@ def test_careless_handlers(tmp_path: Path) -> None:
 def test_odd_values(tmp_path: Path) -> None:
     """What no telemetry can hold raises nothing and costs at most itself, in the store and on the wire."""
     with Receiver() as receiver:
-        plain, ours = pair("odd.py", cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+        plain, ours = pair("odd.py", cwd=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, **ALL)
 
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     found = recorded(tmp_path / "runs")
@@ -169,6 +169,7 @@ def test_secrets(tmp_path: Path) -> None:
             cwd=tmp_path,
             OTEL_ML_DIR=str(tmp_path / "runs"),
             OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+            **ALL,
             OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{SECRETS['header']}",
             OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="process,os,host",
             TRACKER_TOKEN=SECRETS["variable"],

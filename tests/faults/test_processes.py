@@ -9,7 +9,7 @@ import pytest
 
 from otel_ml.store.reader import RunReader
 from tests.e2e.launching import BIN, INSTRUMENT, PLAIN, RUN, recorded
-from tests.faults.processes import FIRST, run, side_by_side, stored
+from tests.faults.processes import ALL, FIRST, run, side_by_side, stored
 from tests.faults.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def both(
 ) -> tuple[Outcome, Outcome, Receiver]:
     """The program's end without us (with other arguments, where it prints the same), with us, and what was sent."""
     with Receiver() as receiver:
-        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_ML_DIR": str(cwd / "runs")}
+        environ = ALL | {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_ML_DIR": str(cwd / "runs")}
         ways = {
             PLAIN: lambda: run(PLAIN, program, *(plainly or arguments), cwd=cwd),
             launcher: lambda: run(launcher, program, *arguments, cwd=cwd, **environ),
