@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import threading
+import time
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from otel_ml.core import native
 from otel_ml.core import recorder as r
 from otel_ml.core.context import Registry, recorders
 from otel_ml.core.native import load
 from otel_ml.core.recorder import WIDTH, Recorder, Recorders, instants
 from otel_ml.testing import FakeClock, capture
 from tests.loops import train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
 
 
 def events(flat: list[Any]) -> list[tuple[Any, ...]]:
@@ -152,40 +160,71 @@ def test_what_is_no_event(event: tuple[Any, ...]) -> None:
     assert (recorder.take()[:], recorder.dropped) == ([r.STEP, 1, 2, None, None], 0)
 
 
-def test_threads_write_while_one_reads() -> None:
+def in_python() -> ModuleType:
+    """The module of recorders as it is where nothing of ours was compiled."""
+    spec = importlib.util.find_spec("otel_ml.core.recorder")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "load", lambda _: None)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Threads take turns as often as they can, in the middle of whatever is not one step under the lock."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("module", [r, in_python()], ids=["as it is", "in Python"])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(limit=st.sampled_from([200, 5_000, 1 << 20]), threads=st.integers(1, 4), burst=st.integers(200, 5_000))
+@example(limit=1 << 20, threads=1, burst=20_000)
+@example(limit=1 << 20, threads=4, burst=500)
+def test_threads_write_while_one_reads(module: ModuleType, limit: int, threads: int, burst: int) -> None:
     """Each thread's events are taken in its order, and each is taken or counted as lost, none twice."""
-    every, threads = 5000, 4
-    several = Recorders(limit=200)
-    written = threading.Barrier(threads + 1)
+    several = module.Recorders(limit=limit)
     went: list[Recorder] = []
+    begun, wrote = threading.Barrier(threads + 1), threading.Barrier(threads + 1)
 
     def write(which: int) -> None:
         recorder = several.mine()
         went.append(recorder)
-        for n in range(every):
+        begun.wait()
+        for n in range(EVENTS):
             recorder.record(r.STEP, n, n, which)
-        written.wait()
+            if n % burst == 0:
+                time.sleep(0)  # it is another's turn
+        wrote.wait()
 
     workers = [threading.Thread(target=write, args=(which,)) for which in range(threads)]
     for worker in workers:
         worker.start()
-    found: dict[int, list[int]] = {which: [] for which in range(threads)}
-
-    def read() -> None:
-        for recorder in list(several.all):
-            for _, start, _, which, _ in events(recorder.take()):
-                found[which].append(start)
-
-    while written.n_waiting < threads:
-        read()
-    read()
-    written.wait()
+    chunks: list[Any] = []
+    begun.wait()
+    while wrote.n_waiting < threads:
+        chunks += [recorder.take() for recorder in several.all]
+    chunks += [recorder.take() for recorder in several.all]
+    wrote.wait()
     for worker in workers:
         worker.join()
+    found: dict[int, list[int]] = {which: [] for which in range(threads)}
+    for chunk in filter(len, chunks):
+        found[chunk[3]] += chunk[1::WIDTH]
+        assert set(chunk[3::WIDTH]) == {chunk[3]}
     assert all(numbers == sorted(set(numbers)) for numbers in found.values())
     assert sorted(recorder.ordinal for recorder in went) == list(range(threads))
     assert several.counts() == (sum(map(len, found.values())), sum(recorder.dropped for recorder in went))
-    assert sum(several.counts()) == every * threads
+    assert sum(several.counts()) == EVENTS * threads
+
+
+EVENTS = 20_000  # of each thread
 
 
 def test_an_ended_threads_recorder_is_let_go_of() -> None:

@@ -17,7 +17,16 @@ from otel_ml.store.ending import read_ending
 from otel_ml.store.reader import RunReader
 from tests.e2e.launching import LAUNCHERS, PLAIN, RUN, recorded, step_records, totals
 from tests.faults.processes import (
-    Process, at_best, missing_s, once, run, side_by_side, stored, wait_until, watched,
+    Process,
+    at_best,
+    missing_s,
+    once,
+    run,
+    side_by_side,
+    steps_said,
+    stored,
+    wait_until,
+    watched,
 )
 from tests.faults.receiver import Receiver
 
@@ -141,7 +150,7 @@ def finished(runs: Path) -> bool:
 def test_killed_in_a_step(tmp_path: Path) -> None:
     """SIGKILL between any two instructions costs at most the last second; the file opens, and who ended it is told."""
 
-    def killed(runs: Path) -> list[float]:
+    def killed(runs: Path) -> float:
         with Process(RUN, "endless.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
             pid = int(program.until("READY")[0])
             wait_until(runs, steps=200)
@@ -149,16 +158,16 @@ def test_killed_in_a_step(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
             outcome = program.end()
 
-        made = [int(line.split()[2]) for line in outcome.stdout.splitlines() if line.startswith("step ")]
+        said = steps_said(outcome)
         kept = [row["ml.step.number"] for row in step_records(runs)]
         assert kept == list(range(len(kept)))
-        assert looks[-1][1] <= len(kept) <= len(made) + 1
+        assert looks[-1][1] <= len(kept) <= len(said) + 1
         assert outcome.code == -signal.SIGKILL
         assert headline(outcome) == "✗ killed by signal 9 (SIGKILL)"
         found = stored(runs)
         assert found is not None
         assert (found.state, found.problems, found.steps) == ("killed", (), len(kept))
-        return missing_s(looks, made)
+        return missing_s(looks, said)
 
     assert at_best(killed, tmp_path) <= 1
 
