@@ -193,7 +193,7 @@ def missing_s(looks: Looks, said: list[list[str]]) -> float:
     The last word that is `said` of each step is when it had ended.
     """
     made = [int(words[-1]) for words in said]
-    return statistics.quantiles([made[bisect.bisect(made, at) - 1] - made[n - 1] for at, n in looks], n=10)[-1] / 1e9
+    return statistics.quantiles([made[bisect.bisect(made, at) - 1] - made[:n][-1] for at, n in looks], n=10)[-1] / 1e9
 
 
 def at_best(killed: Callable[[Path], float], tmp_path: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,26 @@ def test_exit_waits_as_long_as_it_is_told(plain: Outcome, tmp_path: Path) -> Non
     assert whole(tmp_path / "runs") == WHOLE
 
 
-def test_exit_takes_no_longer(tmp_path: Path) -> None:
+@pytest.fixture
+def marked(tmp_path: Path) -> str:
+    """A folder for PYTHONPATH that has any process under the launcher say GONE once we have done all at its exit."""
+    folder = tmp_path / "marked"
+    about = folder / "marked-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: marked\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[opentelemetry_pre_instrument]\nmarked = marked:register\n")
+    (folder / "marked.py").write_text(MARKED)
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+MARKED = """import atexit
+
+def register():  # before we do, and so it is called after us
+    atexit.register(print, "GONE", flush=True)
+"""
+
+
+def test_exit_takes_no_longer(tmp_path: Path, marked: str) -> None:
     """Where an endpoint never answers, the exit waits as long as it is told, five seconds untold, and no longer."""
 
     def work(way: str) -> float:
@@ -105,17 +125,18 @@ def test_exit_takes_no_longer(tmp_path: Path) -> None:
         own.mkdir()
         environ = PATIENT | BOUNDS[way] | {"OTEL_ML_SUMMARY": "0", "OTEL_ML_DIR": str(own / "runs")}
         with Receiver("stalled") as receiver:
-            environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.endpoint
+            environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "PYTHONPATH": marked}
             with Process(INSTRUMENT, "leaving.py", way, cwd=own, **environ) as program:
                 program.until("LEAVING")
                 left = time.monotonic()
+                program.until("GONE")
+                took = time.monotonic() - left
                 assert program.end().code == (way == "fail")
-                return time.monotonic() - left
+                return took
 
     took = side_by_side(work, BOUNDS, at_once=4)
 
-    # What comes to each bound, the interpreter's own end and what a loaded machine adds, is as long for all of them.
-    assert 2 * max(took["short"], took["fail"]) < took["long"]
+    assert 2 * max(took["short"], took["fail"]) < took["long"]  # whatever comes to each bound is as long for all
     assert took["short"] < took["untold"] < took["long"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -128,6 +130,61 @@ def test_a_loss_that_is_seen_negated_is_read_as_it_is() -> None:
         flat = recorders.mine().buffer[:]
     read = [flat[at + 3] for at in range(0, len(flat), r.WIDTH) if flat[at] == r.BACKWARD]
     assert read == [loss.item() for loss in losses]
+
+
+WITHOUT_MEMORY = """
+import torch
+from _testcapi import remove_mem_hooks, set_nomemory
+from otel_ml.core import recorder as r
+from otel_ml.core.context import recorders
+from otel_ml.core.native import load
+
+hooks, tensor = load("otel_ml.instrument.torch._hooks"), torch.ones(2, 3)
+
+class Thing(int):
+    _call_impl = staticmethod(callable)  # it takes no memory to answer False, and here the program does nothing else
+    param_groups = [{"lr": 1}, {"lr": 2}]
+
+thing, loss = Thing(1000), torch.ones(())
+no, none = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+makes = {
+    "step": (lambda: hooks.step(callable, {}, abs, abs), (thing, (), {})),
+    "zero_grad": (lambda: hooks.zero_grad(callable, {}), (thing,)),
+    "forward": (lambda: hooks.forward({}, abs, torch.Tensor, torch.is_grad_enabled, torch._C._is_tracing, none, None),
+                (thing, tensor)),
+    "backward": (lambda: hooks.backward(callable, torch.Tensor, none, no, id), (loss,)),
+    "backward of several": (lambda: hooks.backward(callable, torch.Tensor, none, no, id), ([loss],)),
+}
+recorder = recorders.mine()
+for name, (make, args) in makes.items():
+    answers = set()
+    for first in range(30):
+        for last in (first + 1, 0):  # a single one that fails, and all from the first on
+            recorder.restart(100)
+            hook = make()
+            r.changed()
+            set_nomemory(first, last)
+            try:
+                answer = hook(*args)
+            except BaseException as error:
+                answer = type(error)
+            remove_mem_hooks()
+            answers.add(answer)
+    print(name, *answers)
+"""
+
+
+@compiled
+def test_no_memory_for_us() -> None:
+    """Whichever allocation inside a hook fails, the program's own call is made, its answer comes, and no error."""
+    pytest.importorskip("_testcapi", reason="this Python cannot be told to have no memory")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.stdout.splitlines() == [
+        f"{name} False" for name in ("step", "zero_grad", "forward", "backward", "backward of several")
+    ], done.stderr
+    assert done.returncode == 0
 
 
 def test_takes() -> None:
