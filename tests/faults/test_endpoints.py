@@ -112,8 +112,11 @@ def marked(tmp_path: Path) -> str:
 
 MARKED = """import atexit
 
-def register():  # before we do, and so it is called after us
-    atexit.register(print, "GONE", flush=True)
+def register():
+    from otel_ml.distro import shutdown
+    atexit.unregister(shutdown)
+    atexit.register(print, "GONE", flush=True)  # what is registered first is called last
+    atexit.register(shutdown)
 """
 
 

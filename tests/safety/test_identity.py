@@ -67,14 +67,23 @@ def doctor(tmp_path: Path, **env: str) -> dict[str, tuple[str, str]]:
     return {c["name"].removeprefix("torch: "): (c["status"], c["detail"]) for c in hooks}
 
 
-def test_hooks_that_torch_lacks(tmp_path: Path, older: str) -> None:
+SOME = {
+    "grad scaler": "torch:amp.GradScaler",
+    "clipping": "torch:nn.utils.clip_grad._get_total_norm",
+    "data loader": "torch:utils.data.dataloader._BaseDataLoaderIter",
+    "compile": "torch._dynamo.utils:log_compilation_event",
+}
+OTHERS = {
+    "root forward": "torch:nn.Module.compile",
+    "backward": "torch:_C._len_torch_dispatch_stack",
+    "optimizer": "torch:optim.Optimizer.zero_grad",
+    "checkpoint": "torch:load",
+}
+
+
+@pytest.mark.parametrize("lacking", [SOME, OTHERS], ids=["some", "others"])
+def test_hooks_that_torch_lacks(lacking: dict[str, str], tmp_path: Path, older: str) -> None:
     """A torch without four of the hook points trains as it does, is recorded by the others, and the doctor says why."""
-    lacking = {
-        "grad scaler": "torch:amp.GradScaler",
-        "clipping": "torch:nn.utils.clip_grad._get_total_norm",
-        "data loader": "torch:utils.data.dataloader._BaseDataLoaderIter",
-        "compile": "torch._dynamo.utils:log_compilation_event",
-    }
     env = {"PYTHONPATH": older, "LACKING": ",".join(lacking.values()), "OTEL_ML_STRICT": "0"}
     ran = both("lacking", cwd=tmp_path, **env)
     same(ran.hooked.facts, ran.plain.facts)

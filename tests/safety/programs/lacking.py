@@ -14,7 +14,7 @@ def training():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for (x,) in DataLoader(TensorDataset(torch.randn(40, 4)), batch_size=4, shuffle=True):
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = model(x).square().mean()
         loss.backward()
         optimizer.step()

@@ -109,6 +109,17 @@ def jit_trace():
 
 
 @case
+def jit_trace_tokens():
+    """Of tokens the size of a batch is read in another way than of floats."""
+    tokens = torch.arange(10).reshape(2, 5)
+    model = nn.Sequential(nn.Embedding(10, 3), nn.Linear(3, 1))
+    first = str(torch.jit.trace(model, tokens).graph)
+    for _ in range(12):
+        model(tokens)
+    return [first, str(torch.jit.trace(model, tokens).graph), digest(model(tokens))]
+
+
+@case
 def jit_trace_in_steps():
     """A traced module that is then trained, saved and loaded."""
     traced = torch.jit.trace(Net(), torch.ones(2, 4))
