@@ -13,12 +13,12 @@ from tests.e2e.launching import LAUNCHERS, launch, recorded, step_records, total
 if TYPE_CHECKING:
     from pathlib import Path
 
-EXCESS_S = 0.002  # what a phase may hold beside the sleep: the program's own work, and the machine's noise
+EXCESS = 0.5  # of the sleep, that a phase may hold beside it: the program's own work, and the machine's noise
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_phases(launcher: str, tmp_path: Path) -> None:
-    """Each phase is at least what the program slept in it, and by median at most 2 ms more; no other phase appears."""
+    """Each phase is at least what the program slept in it, by median at most half as much more; no other appears."""
     ours = launch(LAUNCHERS[launcher], "timed.py", "--steps", "30", cwd=tmp_path, OTEL_ML_DIR=str(tmp_path / "runs"))
 
     planted = [json.loads(line[8:]) for line in ours.stdout.splitlines() if line.startswith("planted ")]
@@ -29,7 +29,9 @@ def test_phases(launcher: str, tmp_path: Path) -> None:
     assert [set(f) for f in found] == [set(p) for p in planted] == [phases] * 30
     excess = {phase: [f[phase] - p[phase] for f, p in zip(found, planted, strict=True)] for phase in phases}
     assert {phase: min(spans) >= 0 for phase, spans in excess.items()} == dict.fromkeys(phases, True)
-    assert {phase: median(spans) <= EXCESS_S for phase, spans in excess.items()} == dict.fromkeys(phases, True)
+    assert {phase: median(spans) <= EXCESS * median(p[phase] for p in planted) for phase, spans in excess.items()} == (
+        dict.fromkeys(phases, True)
+    )
     sums = [sum(f.values()) for f in found]
     assert sums == pytest.approx([row["ml.step.duration"] for row in rows], abs=1e-8)
     assert totals(tmp_path / "runs").phases.keys() == phases

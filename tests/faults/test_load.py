@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_ml.core.native import load
 from tests.e2e.launching import INSTRUMENT, PLAIN, RUN, recorded, step_records, totals
@@ -134,6 +135,19 @@ def test_careless_handlers(tmp_path: Path) -> None:
         assert Counter(log.body.string_value for log in receiver.logs() if not log.event_name) == expected
 
 
+def test_careless_handlers_that_hear_of_exports(tmp_path: Path) -> None:
+    """Where exports fail and the handlers hear that, what they say of it makes no record, which would be exported."""
+    with Receiver("unavailable") as receiver:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_BLRP_SCHEDULE_DELAY": "100"}
+        plain, ours = pair("handlers.py", "audible", cwd=tmp_path, OTEL_ML_SHUTDOWN_TIMEOUT="1", **environ)
+
+    heard = [line for line in ours.stdout.splitlines() if "opentelemetry" in line or "otel_ml" in line]
+    assert any(line.startswith("inner heard opentelemetry") for line in heard)
+    assert [line for line in ours.stdout.splitlines() if line not in heard] == plain.stdout.splitlines()
+    stored = Counter(log.body for log in recorded(tmp_path / "runs").logs() if not log.event_name)
+    assert (stored, ours.code) == ({"words": 5, "heard stderr": 5}, 0)
+
+
 def test_odd_values(tmp_path: Path) -> None:
     """What no telemetry can hold raises nothing and costs at most itself, in the store and on the wire."""
     with Receiver() as receiver:
@@ -148,10 +162,50 @@ def test_odd_values(tmp_path: Path) -> None:
         assert {s for s in spans if s.startswith(("ordinary", "odd"))} == ordinary | odd
     for logs in ([str(log.body) for log in found.logs()], [log.body.string_value for log in receiver.logs()]):
         assert {log for log in logs if log.startswith(("ordinary", "odd "))} == ordinary | odd | {"odd body"}
+    for (kind, place), records in {
+        ("span", "store"): {span.name: span.attributes for span in found.spans()},
+        ("log", "store"): {str(log.body): log.attributes for log in found.logs()},
+        ("span", "wire"): {span.name: carried(span) for span in receiver.spans()},
+        ("log", "wire"): {log.body.string_value: carried(log) for log in receiver.logs()},
+    }.items():
+        there = {name: records[f"odd {name}"] for name in VALUES}
+        assert {name: attributes["ordinary"] for name, attributes in there.items()} == dict.fromkeys(VALUES, 1)
+        values = {name: repr(attributes.get("value", LACKING)) for name, attributes in there.items()}
+        expected = VALUES | (OF_SPANS if kind == "span" else {}) | (ON_THE_WIRE if place == "wire" else {})
+        assert values == {name: repr(value) for name, value in expected.items()}
     (process,) = found.processes()
     assert process.drops == {"spans unencodable": 1, "logs unencodable": 1}  # the names and texts of lone surrogates
     said = totals(tmp_path / "runs")
     assert (said.steps, said.steps_failed, said.outcome) == (len(names), 0, "finished")
+
+
+def carried(record: Any) -> dict[str, Any]:
+    """The attributes of a span or a log record as it was sent."""
+    return {attribute.key: content(attribute.value) for attribute in record.attributes}
+
+
+def content(value: Any) -> Any:
+    """What a value on the wire says."""
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [content(each) for each in value.array_value.values]
+    return getattr(value, kind) if kind else None
+
+
+LACKING = object()
+# What becomes of each odd attribute: of a log record in the store, of a span there, of either on the wire.
+VALUES = {
+    "nan": math.nan, "infinite": math.inf, "negative": -math.inf,
+    "huge": 2**80, "hugely negative": -(2**80), "just too large": 2**63, "long": "x" * 10_000_000,
+    "bytes": "ff00fe", "surrogate": "a\ud800z", "mixed": [1, "a", None], "huge ones": [2**80, 1],
+    "nested": {"a": {"b": [2**80, math.nan, "\udfff"]}},
+    "tensor": "float32[3] cpu", "object": "<object>", "class": "<type>", "itself": [1, "<list>"],
+}  # fmt: skip
+OF_SPANS = {"tensor": "tensor([1., 1., 1.])", "object": None, "class": "<class 'tiny.Tiny'>", "itself": LACKING}
+ON_THE_WIRE = {
+    **dict.fromkeys(("huge", "hugely negative", "just too large", "surrogate", "huge ones", "nested"), LACKING),
+    "bytes": b"\xff\x00\xfe",
+}
 
 
 SECRETS = {
@@ -161,11 +215,13 @@ SECRETS = {
     "url": "ur1tr0ub4dor3url",
     "header": "h34dtr0ub4dor3header",
     "exception": "3xctr0ub4dor3exception",
+    "log": "l0gtr0ub4dor3log",
+    "span": "5pantr0ub4dor3span",
 }
 
 
 def test_secrets(tmp_path: Path) -> None:
-    """Secrets in arguments, variables, headers and an exception's text are neither stored, nor sent, nor printed."""
+    """Secrets of arguments, variables, headers, exceptions, extras, attributes are neither stored, sent nor printed."""
     with Receiver() as receiver:
         ours = run(
             INSTRUMENT,
@@ -182,6 +238,8 @@ def test_secrets(tmp_path: Path) -> None:
             OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="process,os,host",
             TRACKER_TOKEN=SECRETS["variable"],
             PASSWORD_FOR_TEST=SECRETS["exception"],
+            PASSWORD_FOR_LOG=SECRETS["log"],
+            PASSWORD_FOR_SPAN=SECRETS["span"],
         )
 
     assert ours.code == 1
@@ -189,6 +247,7 @@ def test_secrets(tmp_path: Path) -> None:
     sent = b"".join(body for _, body in receiver.bodies)
     assert b"ConnectionError" in stored
     assert b"ConnectionError" in sent
+    assert [name in sent for name in (b"api_key", b"password", b"reader")] == [True] * 3
     assert b"confidential.py" in sent
     assert [kind for kind, secret in SECRETS.items() if secret.encode() in stored] == []
     assert [kind for kind, secret in SECRETS.items() if secret.encode() in sent] == []

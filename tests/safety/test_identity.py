@@ -41,6 +41,7 @@ def test_undone(tmp_path: Path) -> None:
         "same outputs": True,
         "compiled with us is silent after": True,
         "foreign": [True, 1, {"a": 1}],
+        "late": [True, True],
     }
 
 

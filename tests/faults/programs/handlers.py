@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 from tiny import Tiny
 
@@ -28,8 +29,9 @@ class Redirected:
 
 
 logging.basicConfig(stream=sys.stdout, level=logging.DEBUG, format="%(name)s %(message)s")
-logging.getLogger("otel_ml").setLevel(logging.CRITICAL)  # of what it prints, only its own is compared
-logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+if sys.argv[1:] != ["audible"]:
+    logging.getLogger("otel_ml").setLevel(logging.CRITICAL)  # of what it prints, only its own is compared
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 logging.getLogger().addHandler(Logs())
 logging.getLogger("program").addHandler(Raises())
 sys.stderr = Redirected()
@@ -40,4 +42,6 @@ for step in range(5):
     except RuntimeError as error:
         print("raised", error)
     print("words", file=sys.stderr)
-    print("loss", step, repr(tiny.step()))
+    print("loss", step, repr(tiny.step()), flush=True)
+if sys.argv[1:] == ["audible"]:
+    time.sleep(3)  # meanwhile it is sent

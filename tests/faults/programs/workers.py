@@ -2,7 +2,7 @@
 
 import logging
 import sys
-import threading
+from pathlib import Path
 
 import torch
 from opentelemetry import trace
@@ -23,7 +23,7 @@ class Data(Dataset):
         if sys.argv[1] == "fork":  # what a program's spawned worker says for itself is its own telemetry
             logging.getLogger("program").warning("in a worker")
             trace.get_tracer("program").start_span("in a worker").end()
-        return scaled, sum(t.name.startswith(("Otel", "otel")) for t in list(threading._active.values()))
+        return scaled, len(list(Path("/proc/self/task").iterdir()))
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         loss = model(x).square().mean()
         loss.backward()
         optimizer.step()
-        print("loss", repr(loss.item()), "threads of others", *(threads.tolist() if kind == "fork" else (0, 0)))
+        print("loss", repr(loss.item()), "threads", *(threads.tolist() if kind == "fork" else (0, 0)))
 
 
 if __name__ == "__main__":
