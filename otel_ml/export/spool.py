@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
 
 from otel_ml import redact
 from otel_ml.core.pace import Pace
@@ -202,13 +203,19 @@ class Spool:
             self._owing = True
 
     def _guarded(self, signal: str, deadline: float | None) -> bool:
-        """As `_signal`; what is wrong with one signal keeps no other from being sent."""
+        """As `_signal`; what is wrong with one signal keeps no other from being sent.
+
+        As the SDK's own exports do, it says that it is one: what is heard of it is not the program's to print or send.
+        """
+        token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # noqa: FBT003 - as the SDK has it
         try:
             return self._signal(signal, deadline)
         except SettingsError as error:
             self._say(f"settings {signal}", f"{signal} cannot be sent again: {str(error).removesuffix('.')}")
         except Exception:  # noqa: BLE001 - the law: never break the program
             swallow("the spool")
+        finally:
+            detach(token)
         return False
 
     def _signal(self, signal: str, deadline: float | None) -> bool:
