@@ -260,6 +260,8 @@ def test_closure_called_again() -> None:
     """)
 
     assert [(s.losses, s.micro_batches) for s in found] == [({0: 1.5}, 4)]
+
+
 TWICE = "grad 0 4\nupdate 5 9\ngrad 10 14\nupdate 15 19\n"
 
 

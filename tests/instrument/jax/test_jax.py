@@ -218,7 +218,7 @@ def test_equinox() -> None:
 
     @eqx.filter_jit
     def train(model: Any, x: Any, y: Any, state: Any) -> Any:
-        loss, grads = eqx.filter_value_and_grad(loss_of)(model, x, y)
+        loss, grads = eqx.filter_value_and_grad(loss_of)(model, x, y)  # type: ignore[no-untyped-call]
         updates, state = adam.update(grads, state, model)
         return loss, eqx.apply_updates(model, updates), state
 
