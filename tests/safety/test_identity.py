@@ -19,7 +19,8 @@ PATCHED = [
     "Module._compiled_call_impl", "Module.compile", "Module.eval", "Own.step", "autograd.backward",
 ]  # fmt: skip
 HOOKS = [
-    "backward", "checkpoint", "clipping", "compile", "data loader", "grad scaler", "optimizer", "root forward",
+    "autograd.grad", "backward", "checkpoint", "clipping", "compile", "data loader", "grad scaler", "optimizer",
+    "root forward",
 ]  # fmt: skip
 
 

@@ -407,7 +407,7 @@ def test_steps_do_not_overlap() -> None:
 
     steps = [(s["start_unix_ns"], s["end_unix_ns"]) for s in seen.named("ml.step")]
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(steps))
-    assert len(steps) == 9
+    assert counts(seen)["steps"] == 9
 
 
 # --- what is no step ----------------------------------------------------------------------
