@@ -73,7 +73,7 @@ def test_forks(tmp_path: Path) -> None:
 def test_loader_workers(kind: str, workers: int, tmp_path: Path) -> None:
     """A DataLoader's workers run nothing of ours that they were not born with, and tell of nothing."""
     words = (kind, str(workers))
-    plain, ours, receiver = both(INSTRUMENT, "workers.py", *words, cwd=tmp_path, plainly=("fork", str(workers)))
+    plain, ours, receiver = both(INSTRUMENT, "workers.py", *words, cwd=tmp_path)
 
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code) == (plain.stdout, 0)
     assert kept(tmp_path / "runs") == [(2 * workers, "finished")]
