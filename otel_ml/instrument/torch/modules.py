@@ -20,7 +20,7 @@ from otel_ml.core.clock import now
 from otel_ml.core.context import recorders, roots
 from otel_ml.core.native import load
 from otel_ml.core.recorder import FAILED, FORWARD, FORWARD_NOGRAD, OPEN
-from otel_ml.errors import guard
+from otel_ml.errors import guard, swallow
 from otel_ml.instrument.torch.hidden import hide, hide_deep, tracing
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Roots:
         for function in (RootSlot.__get__, SharedSlot.__get__):
             hide(function)
         hide_deep(_inside_a_module)
+        hide_deep(_number)
         if _native is not None:
             _native.show(hide(_shown_get))
             _native.find_in(torch._C.__file__)
@@ -148,8 +149,11 @@ class Roots:
                 end = now()
                 number = numbers.get(id(self))
                 if number is None:
-                    number = roots.number(self)
-                recorder.record(FORWARD if grad else FORWARD_NOGRAD, start, end, number, size)
+                    number = _number(self)
+                if number is None:
+                    recorder.dropped += 1
+                else:
+                    recorder.record(FORWARD if grad else FORWARD_NOGRAD, start, end, number, size)
 
         return hide(root_call)
 
@@ -344,6 +348,15 @@ def _parameters(module: Any) -> Iterator[Any]:
                 met.add(id(parameter))
                 yield parameter
         modules.extend(child for _, child in _held(one, "_modules"))
+
+
+def _number(module: Any) -> int | None:
+    """The number that it is known by from now on; None where that met an error of ours."""
+    try:
+        return roots.number(module)
+    except Exception:  # noqa: BLE001 - the law: never break the program
+        swallow("numbering")
+        return None
 
 
 def _inside_a_module() -> bool:
