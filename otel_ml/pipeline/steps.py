@@ -121,6 +121,7 @@ class Tracker:
             self.number = max(self.number, a)
             return
         if code == r.BUILD:
+            self._no_batch()
             self.built()
             if self._turned():
                 self._close_at(start, len(self.items))
@@ -132,6 +133,7 @@ class Tracker:
                 self._close_at(start, len(self.items))
             elif self.items:
                 self._insert(item)
+                self._no_batch()
         elif code == r.FORWARD_NOGRAD:
             self._forward_nograd(item)
         elif code == r.DEVICE_CALL:
@@ -341,6 +343,7 @@ class Tracker:
                 self._put_aside([item])
             else:
                 self.out.append(_call(item))
+                self._no_batch(but=1)  # the last may be a first step's, whose teacher this is
             return
         if self._turned():
             self._after = _put(self._after, [item], self.number)
@@ -349,6 +352,11 @@ class Tracker:
             self._bound()
         else:
             self._put_aside([item])
+
+    def _no_batch(self, *, but: int = 0) -> None:
+        """Before anything trains: the batches fetched so far, `but` the last ones, were not for a step."""
+        if not self.trains and all(i.code in (r.FETCH, r.FETCH_END) for i in self.items):
+            del self.items[: len(self.items) - but]
 
     def _leave_step(self) -> None:
         """The forwards after the turn were inside of nothing: the step ended where they began."""

@@ -190,6 +190,48 @@ def test_closure() -> None:
     assert found[0].phases == {"optimizer": 16, "forward": 14, "backward": 20, "residual": 10}
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        pytest.param("end 9 9", id="its batches are all there were"),
+        pytest.param("build 40 40", id="the optimizer is made after it"),
+    ],
+)
+def test_evaluated_before_it_trains(between: str) -> None:
+    """A model's evaluation before its first step gives that step neither time nor samples."""
+    found = track(f"""
+        fetch 0 2 16
+        quiet 2 4
+        fetch 4 6 16
+        quiet 6 9
+        {between}
+        fetch 100 110 16
+        forward 110 120
+        backward 120 130
+        step 130 140
+        fetch 150 160 16
+        forward 160 170
+        backward 170 180
+        step 180 190
+    """)
+
+    steps = [one for one in found if isinstance(one, Step)]
+    assert [(s.start, s.end, s.samples) for s in steps] == [(100, 150, 16), (150, 190, 16)]
+
+
+def test_first_step_with_a_teacher() -> None:
+    """A forward without gradient between a batch and the first step's own leaves that step its batch."""
+    found = track("""
+        fetch 0 10 16
+        quiet 10 20
+        forward 20 30 1
+        backward 30 40
+        step 40 50
+    """)
+
+    assert [(s.start, s.end, s.samples) for s in found if isinstance(s, Step)] == [(0, 50, 16)]
+
+
 def test_gradients_thrown_away() -> None:
     """What an optimizer's zero_grad threw away between a backward and its turn is not in its loss."""
     found = track("""
