@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import sys
 from pathlib import Path
@@ -53,6 +54,8 @@ _MB = 1_000_000
 _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 _MODULE_CALL = str(Path("torch", "nn", "modules", "module.py"))
 
+_LOADER = "opentelemetry.instrumentation.auto_instrumentation._load"
+
 current: Run | None = None
 _settings: Settings | None = None
 _asked: dict[str, Any] = {}
@@ -62,11 +65,17 @@ _refused = False
 Exporter = Literal["otlp", "local", "console", "prometheus", "zipkin", "jaeger"]
 
 
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Whether it is more than that another configurator is not loaded, as was meant."""
+    return not str(record.msg).startswith("Configuration of %s not loaded because")
+
+
 class OtelMlDistro(BaseDistro):  # type: ignore[misc, unused-ignore]
     """Our distribution: nothing to preset, and one instrumentor whose work we do ourselves."""
 
     def _configure(self, **_: Any) -> None:
-        pass
+        """Be silent about what is not loaded since we are: it stood on each program's stderr."""
+        logging.getLogger(_LOADER).addFilter(_worth_saying)
 
     def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:
         """Load any instrumentor but `logging`, whose handler on the root logger would silence `basicConfig()`."""
@@ -194,6 +203,7 @@ def summary(file: TextIO | None = None) -> None:
 
 def join() -> None:
     """After auto-instrumentation: join whatever distro won, say who did when asked to, and leave no trace."""
+    logging.getLogger(_LOADER).removeFilter(_worth_saying)
     _join()
     with guard("giving way to the program's modules"):
         found = namesakes.shadowed()

@@ -63,6 +63,7 @@ def test_neighbour(chosen: dict[str, str], said: str, theirs: Path, tmp_path: Pa
 
     assert (ours.stdout, ours.code) == (plain.stdout, plain.code)
     assert f"otel-ml: {said}\n" in ours.stderr
+    assert "Configuration of a_theirs not loaded" not in ours.stderr
     assert totals(tmp_path / "runs").steps == plain.truth["steps"]
     losses = [row["ml.training.loss"] for row in step_records(tmp_path / "runs")]
     assert losses == [float(words[1]) for words in plain.losses()]
