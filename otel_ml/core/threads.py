@@ -2,12 +2,14 @@
 
 While a run is recorded, `threading.enumerate()`, `threading.active_count()` and
 `sys._current_frames()` leave them out. They stay in `threading._active`: without that,
-`current_thread()` would make another object for them.
+`current_thread()` would make another object for them. Nor do they take a signal: one that
+the kernel gave to them would not wake the program's thread that waits for it.
 """
 
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 import threading
 import weakref
@@ -24,8 +26,28 @@ _STARTERS = ("opentelemetry.", "otel_ml.", "prometheus_client.")
 _MARK = "_otel_ml_unseen"
 
 
+# What a thread does itself is its own: without these, `faulthandler` would not be asked.
+_OWN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
+_THE_PROGRAMS = signal.valid_signals() - _OWN
+
+
+@contextmanager
+def _unsignalled() -> Iterator[None]:
+    """Threads that the calling one starts meanwhile take no signal."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _THE_PROGRAMS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Unseen(threading.Thread):
     """A thread of ours."""
+
+    def start(self) -> None:
+        """Start it; a signal is never its."""
+        with _unsignalled():
+            super().start()
 
     def _delete(self) -> None:
         _unlist(self)
@@ -56,7 +78,8 @@ def started_for_us() -> Iterator[None]:
     before = threading._enumerate()  # type: ignore[attr-defined] # noqa: SLF001 - all there are, whoever replaced the other
     known = set(map(id, before))
     try:
-        yield
+        with _unsignalled():
+            yield
     finally:
         for thread in threading._enumerate():  # type: ignore[attr-defined] # noqa: SLF001
             owner = getattr(getattr(thread, "_target", None), "__self__", None)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+import pytest
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
 from otel_ml.core import threads
@@ -33,6 +36,33 @@ def test_put_back() -> None:
     threads.show()
     assert [a is b for a, b in zip(places(), before, strict=True)] == [True] * 3
     threads.show()
+
+
+def blocked(thread: threading.Thread) -> set[int]:
+    """The signals that a thread takes not."""
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text(encoding="ascii")
+    mask = int(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel in /proc")
+def test_signals_are_the_programs() -> None:
+    """No thread of ours takes a signal meant for the program, and who starts them takes what it took."""
+    before = blocked(threading.current_thread())
+    go_on = threading.Event()
+    ours = threads.Unseen(target=go_on.wait, daemon=True)
+    ours.start()
+    with threads.started_for_us():
+        processor = BatchSpanProcessor(ConsoleSpanExporter())
+    try:
+        for thread in (ours, processor._batch_processor._worker_thread):
+            taken = set(map(int, signal.valid_signals())) - blocked(thread)
+            own = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS", "SIGKILL", "SIGSTOP"}
+            assert {signal.Signals(number).name for number in taken} == own
+        assert blocked(threading.current_thread()) == before
+    finally:
+        go_on.set()
+        processor.shutdown()
 
 
 def test_whose_threads() -> None:
