@@ -106,6 +106,16 @@ class StoreFile:
             return False
         return os.pread(self._descriptor, len(MAGIC), 0) == MAGIC
 
+    def shrink_journal(self) -> bool:
+        """Bring the journal into the file, and empty it; whether that could be done."""
+        import sqlite3
+
+        try:
+            ((busy, *_),) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (OSError, sqlite3.Error):
+            return False
+        return not busy
+
     def abandon(self) -> None:
         """Leave the file as it is, for good."""
         os.close(self._descriptor)

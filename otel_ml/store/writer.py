@@ -242,6 +242,8 @@ class StoreWriter:
 
         try:
             complaint = None if self._closed else self._transact(work)
+            if complaint is not None and self._file is not None and self._file.shrink_journal():
+                complaint = self._transact(work)  # a file that may not grow has room in its other half
         finally:
             self._lock.release()
         self._say(complaint)

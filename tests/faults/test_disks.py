@@ -19,6 +19,7 @@ LIMITED = ("bash", "-c", 'ulimit -f "$0"; exec "$@"', "160")  # KiB that a file 
 MOUNTED = (
     "unshare", "-m", "sh", "-c",
     """mkdir "$OTEL_ML_DIR" && mount -t tmpfs -o "$0" none "$OTEL_ML_DIR" || exit 99
+    head -c 64K /dev/zero > "$OTEL_ML_DIR/others" 2> /dev/null
     "$@"; code=$?; cp -a "$OTEL_ML_DIR" "$OTEL_ML_DIR.kept"; exit $code""",
 )  # fmt: skip
 
@@ -54,7 +55,7 @@ def test_full_or_forbidden(tmp_path: Path, loud: str, *, mounted: bool) -> None:
     }
     if mounted:
         ways = {
-            "full": ((*MOUNTED, "size=256k", *RUN), tmp_path / "full"),
+            "full": ((*MOUNTED, "size=320k", *RUN), tmp_path / "full"),
             "read-only": ((*MOUNTED, "ro", *RUN), tmp_path / "read-only"),
         }
 

@@ -1,7 +1,10 @@
-"""Trains, logging much (loud.py STEPS BYTES); says READY, and trains five steps more for each line it is given."""
+"""Trains, logging much (loud.py STEPS BYTES); says READY, and for each line deletes what others left, and trains on."""
 
+import contextlib
 import logging
+import os
 import sys
+from pathlib import Path
 
 from tiny import Tiny
 
@@ -15,5 +18,7 @@ for _step in range(int(sys.argv[1])):
     log.info("x" * int(sys.argv[2]))
 print("READY", flush=True)
 for _line in sys.stdin:
+    with contextlib.suppress(OSError):
+        Path(os.environ.get("OTEL_ML_DIR", ""), "others").unlink()
     tiny.train(5)
     print("DONE", flush=True)
