@@ -37,6 +37,7 @@ __all__ = [
     "infer",
     "run",
     "sized",
+    "stats",
     "stopwatch",
     "train",
     "use",
@@ -153,19 +154,24 @@ def stopwatch(steps: int, warmup: int) -> Stopwatch:
     return _made(int(os.environ.get("BENCH_STEPS", steps)), warmup)
 
 
+def stats() -> dict[int, list[str]]:
+    """What the kernel says of each process there is (`/proc/PID/stat`), from its state on."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it ended while we looked
+                continue
+    return found
+
+
 def _family() -> dict[int, int]:
     """All processes of this run by id, with the CPU ticks that each and its reaped children have used.
 
     The harness adopts orphans, so what the program detached (`BENCH_ROOT` is the harness) is among them.
     """
-    found: dict[int, tuple[int, int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it ended while we looked
-                continue
-            found[int(entry.name)] = int(fields[1]), sum(map(int, fields[11:15]))
+    found = {pid: (int(fields[1]), sum(map(int, fields[11:15]))) for pid, fields in stats().items()}
     outside = {int(pid) for pid in os.environ.get("BENCH_OUTSIDE", "").split()}
     family = {int(os.environ.get("BENCH_ROOT", os.getpid()))}
     while grown := {pid for pid, (parent, _) in found.items() if parent in family} - family - outside:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.bench.loops import stats
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
@@ -105,16 +107,7 @@ def _kill(spared: Collection[int]) -> None:
 
 
 def _children(parent: int) -> set[int]:
-    found = set[int]()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it ended while we looked
-                continue
-            if int(fields[1]) == parent:
-                found.add(int(entry.name))
-    return found
+    return {pid for pid, fields in stats().items() if int(fields[1]) == parent}
 
 
 def _reap(pid: int, patience_s: float) -> tuple[int, float, int]:

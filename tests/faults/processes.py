@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, final
 
 from otel_ml.store.runs import list_runs
-from tests.e2e.launching import Outcome, environment
+from tests.e2e.launching import RUN, Outcome, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,6 +28,7 @@ __all__ = [
     "PROGRAMS",
     "Process",
     "at_best",
+    "killed_while_watched",
     "missing_s",
     "once",
     "run",
@@ -179,6 +180,16 @@ def watched(directory: Path) -> Looks:
 
 
 WATCHED_NS = 6 * 10**9
+
+
+def killed_while_watched(cwd: Path, runs: Path, *program: str) -> tuple[Looks, Outcome]:
+    """Run an endless program under the launcher, watch its store, and kill the program itself."""
+    with Process(RUN, *program, cwd=cwd, OTEL_ML_DIR=str(runs)) as process:
+        pid = int(process.until("READY")[0])
+        wait_until(runs, steps=200)
+        looks = watched(runs)
+        os.kill(pid, signal.SIGKILL)
+        return looks, process.end()
 
 
 def steps_said(outcome: Outcome) -> list[list[str]]:

@@ -19,6 +19,7 @@ from tests.e2e.launching import LAUNCHERS, PLAIN, RUN, recorded, step_records, t
 from tests.faults.processes import (
     Process,
     at_best,
+    killed_while_watched,
     missing_s,
     once,
     run,
@@ -26,7 +27,6 @@ from tests.faults.processes import (
     steps_said,
     stored,
     wait_until,
-    watched,
 )
 from tests.faults.receiver import Receiver
 
@@ -151,13 +151,7 @@ def test_killed_in_a_step(tmp_path: Path) -> None:
     """SIGKILL between any two instructions costs at most the last second; the file opens, and who ended it is told."""
 
     def killed(runs: Path) -> float:
-        with Process(RUN, "endless.py", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
-            pid = int(program.until("READY")[0])
-            wait_until(runs, steps=200)
-            looks = watched(runs)
-            os.kill(pid, signal.SIGKILL)
-            outcome = program.end()
-
+        looks, outcome = killed_while_watched(tmp_path, runs, "endless.py")
         said = steps_said(outcome)
         kept = [row["ml.step.number"] for row in step_records(runs)]
         assert kept == list(range(len(kept)))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import TYPE_CHECKING
 
 from tests.e2e.launching import LAUNCHERS, RUN, recorded, step_records, totals
-from tests.faults.processes import Process, at_best, missing_s, run, side_by_side, steps_said, wait_until, watched
+from tests.faults.processes import (
+    at_best,
+    killed_while_watched,
+    missing_s,
+    run,
+    side_by_side,
+    steps_said,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,13 +39,7 @@ def test_killed(tmp_path: Path) -> None:
     """SIGKILL costs at most the last second, losses included."""
 
     def killed(runs: Path) -> float:
-        with Process(RUN, "compiled.py", "endless", cwd=tmp_path, OTEL_ML_DIR=str(runs)) as program:
-            pid = int(program.until("READY")[0])
-            wait_until(runs, steps=200)
-            looks = watched(runs)
-            os.kill(pid, signal.SIGKILL)
-            outcome = program.end()
-
+        looks, outcome = killed_while_watched(tmp_path, runs, "compiled.py", "endless")
         said = steps_said(outcome)
         losses = [float(loss) for _, loss, _ in said]
         kept = [row["ml.training.loss"] for row in step_records(runs)]
