@@ -22,11 +22,11 @@ framework: `tests/pipeline/test_steps.py` holds a table for every rule.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from otel_ml.core import recorder as r
 from otel_ml.core.context import scalars
+from otel_ml.pipeline.aside import CALLS, Aside
 from otel_ml.pipeline.findings import Call, Epoch, Evaluation, Item, Passed, Point, Rare
 from otel_ml.pipeline.layout import TURNS, build, compiling, number_of, unpack
 
@@ -38,8 +38,6 @@ __all__ = ["Tracker"]
 _BACKWARDS = frozenset({r.BACKWARD, r.DEVICE_GRAD})
 _OPENERS = frozenset({r.FETCH, r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS | TURNS
 _CANDIDATES = frozenset({r.FORWARD, r.ZERO_GRAD}) | _BACKWARDS
-_CALLS = frozenset({r.FORWARD, r.FORWARD_NOGRAD, r.DEVICE_CALL})
-_ASIDE = _CALLS | {r.DEVICE_GRAD}
 _SAID = frozenset({
     r.STEP_BEGIN, r.STEP_END, r.EVALUATION_BEGIN, r.EVALUATION_END, r.EPOCH_BEGIN, r.EPOCH_END, r.MARK, r.SCALAR,
 })  # fmt: skip
@@ -49,7 +47,6 @@ _NEVER = 1 << 62
 _UNTRAINED = 16  # forwards with grad that wait for a first backward
 _PENDING = 256  # events without a turn, at which evaluations among them are looked for
 _MARKS = 4096  # phases and values that wait for their step to end
-_PARTS = 4096  # forwards that can still be taken back out of an evaluation, should an event turn out to hold them
 
 
 class Tracker:
@@ -73,8 +70,8 @@ class Tracker:
         self.out: list[Output] = []
         self.loose: list[Item] = []  # compiles, until it is known what they are inside of
         self.last_end = 0
-        self._aside: _Aside | None = None  # forwards that belong to no step, so far
-        self._after: _Aside | None = None  # the same after a turn: where they begin, the step ends
+        self._aside: Aside | None = None  # forwards that belong to no step, so far
+        self._after: Aside | None = None  # the same after a turn: where they begin, the step ends
         self._held: Evaluation | None = None  # the last one, until it is sure that it does not come with every step
         self._early: list[Call] = []  # of compiled functions, before it is known whether the process trains
         self._called: dict[int, int] = {}  # the step before which a compiled function was last called
@@ -244,7 +241,7 @@ class Tracker:
         if code in (r.COMPILE, r.CHECKPOINT):
             self.out.append(Rare(code, start, end, a, self.number if of_step else None))
             self._compiling_within += end - start if code == r.COMPILE else 0
-        self._calls_within += code in _CALLS
+        self._calls_within += code in CALLS
         if code == r.BUILD:
             self.built()
         elif of_step and code != r.NUMBERED:
@@ -346,7 +343,7 @@ class Tracker:
                 self._no_batch(but=1)  # the last may be a first step's, whose teacher this is
             return
         if self._turned():
-            self._after = _put(self._after, [item], self.number)
+            self._after = Aside.put(self._after, [item], self.number)
         elif self.items:
             self._insert(item)
             self._bound()
@@ -485,7 +482,7 @@ class Tracker:
 
     def _put_aside(self, items: list[Item]) -> None:
         """Add these forwards, and the fetches among them, to the evaluation that is going on."""
-        self._aside = _put(self._aside, items, self.number)
+        self._aside = Aside.put(self._aside, items, self.number)
 
     def _flush_evaluation(self, *, last: bool = False) -> None:
         aside = self._aside.found if self._aside is not None else None
@@ -527,7 +524,7 @@ class Tracker:
         cut = 0
         if fetches:
             last = fetches[-1]
-            forwards = [n for n in range(last) if items[n].code in _CALLS and items[n].a not in self._of_steps]
+            forwards = [n for n in range(last) if items[n].code in CALLS and items[n].a not in self._of_steps]
             if forwards:
                 cut = forwards[-1] + 1
                 while cut < len(items) and items[cut].code == r.FETCH_END:
@@ -590,33 +587,6 @@ class Tracker:
         self.items = items
         self.number += count
         self.last_end = max(self.last_end, last_end)
-
-
-class _Aside:
-    """An evaluation that goes on, and what it was before each of its last forwards."""
-
-    def __init__(self, at: int, number: int) -> None:
-        self.found = Evaluation(at, at, 0, number)
-        self.parts: deque[tuple[int, int, int, int]] = deque(maxlen=_PARTS)  # a start; end, calls, compiling before it
-
-    def cut(self, start: int) -> bool:
-        """Take off what began at or after `start`, by the rule of `_absorb`; whether nothing is left."""
-        found, parts = self.found, self.parts
-        while parts and parts[-1][0] >= start and found.end > start:
-            _, found.end, found.calls, found.compiling = parts.pop()
-        found.end = min(found.end, max(start, found.start))
-        return found.start >= start and not parts
-
-
-def _put(known: _Aside | None, items: list[Item], number: int) -> _Aside:
-    known = _Aside(items[0].start, number) if known is None else known
-    found = known.found
-    known.parts.append((items[0].start, found.end, found.calls, found.compiling))
-    found.end = items[-1].end
-    found.calls += sum(1 for i in items if i.code in _ASIDE)
-    found.functions.update(i.a for i in items if i.code == r.DEVICE_CALL)
-    found.compiling += sum(map(compiling, items))
-    return known
 
 
 def _call(item: Item) -> Call:
